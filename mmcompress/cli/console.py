@@ -1,9 +1,13 @@
-"""The console of all commands, and progress as a person sees it."""
+"""The console of all commands, and progress as a person or a program sees it."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
+import click
 from rich.console import Console
 from rich.markup import escape
 
@@ -16,16 +20,30 @@ err = Console(stderr=True, highlight=False)
 SECONDS_BETWEEN_LINES = 10
 """Seconds between two lines of one stage where there is no terminal."""
 
+MIN_TOLD_SECONDS = 1.0
+"""Seconds of a stage from which on a terminal keeps a line of it."""
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+ProgressForm = Literal["person", "json", "quiet"]
+"""For a person, as JSON lines for a program, or not at all."""
+
 
 class Progress:
-    """Shows stages as they pass: one live line on a terminal, a line every few seconds
-    elsewhere."""
+    """Shows stages as they pass.
 
-    def __init__(self) -> None:
+    On a terminal one line is live, and a line stays of every stage that is finished. Elsewhere
+    there is a line every few seconds. A program reads one JSON object a line from standard output.
+    """
+
+    def __init__(self, form: ProgressForm = "person") -> None:
         self.began_at = time.monotonic()
         self.stage = ""
+        self.stage_began_at = self.began_at
         self.last_line_at = 0.0
-        self.status = err.status("") if err.is_terminal else None
+        self.form = form
+        is_live = form == "person" and err.is_terminal
+        self.status = err.status("") if is_live else None
 
     def __call__(self, stage: str, message: str, share: float | None) -> None:
         """Show where a run is.
@@ -35,24 +53,76 @@ class Progress:
             message: What it does.
             share: The share that is done; None for a message of its own.
         """
+        if self.form == "json":
+            write_event(
+                "progress",
+                seconds=round(time.monotonic() - self.began_at, 1),
+                stage=stage,
+                message=message,
+                share=share,
+            )
+        elif self.form == "person":
+            self._show(stage, message, share=share)
+
+    def _show(self, stage: str, message: str, *, share: float | None) -> None:
+        """Show a person where a run is."""
         now_seconds = time.monotonic()
+        is_new_stage = stage != self.stage
+        if is_new_stage:
+            self._keep_line_of_stage(now_seconds)
+            self.stage = stage
+            self.stage_began_at = now_seconds
         percent = "" if share is None else f" {share:4.0%}"
-        seconds = f"{now_seconds - self.began_at:5.0f} s"
-        line = f"[dim]{seconds}[/dim]  [bold]{stage:<12}[/bold]{percent}  {escape(message)}"
-        is_news = stage != self.stage or share is None
-        self.stage = stage
+        line = self._write_line(now_seconds, stage, text=f"{percent}  {escape(message)}")
         if self.status is not None:
             self.status.start()
             self.status.update(line)
             if share is None:
                 err.print(line)
-        elif is_news or now_seconds - self.last_line_at > SECONDS_BETWEEN_LINES:
+        elif (
+            is_new_stage or share is None or now_seconds - self.last_line_at > SECONDS_BETWEEN_LINES
+        ):
             self.last_line_at = now_seconds
-            err.print(line)
+            # A log has lines of any length.
+            err.print(line, soft_wrap=True)
+
+    def _keep_line_of_stage(self, now_seconds: float) -> None:
+        """Leave a line of the stage that is over, on a terminal."""
+        stage_seconds = now_seconds - self.stage_began_at
+        if self.status is not None and self.stage and stage_seconds >= MIN_TOLD_SECONDS:
+            done = f"  [green]done[/green] in {stage_seconds:.0f} s"
+            err.print(self._write_line(now_seconds, self.stage, text=done))
+
+    def _write_line(self, now_seconds: float, stage: str, *, text: str) -> str:
+        """Return a line: the seconds since the beginning, the stage, and a text."""
+        seconds = f"{now_seconds - self.began_at:5.0f} s"
+        return f"[dim]{seconds}[/dim]  [bold]{stage:<12}[/bold]{text}"
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
         if self.status is not None:
+            self._keep_line_of_stage(time.monotonic())
             self.status.stop()
+
+
+def write_event(event: str, **facts: object) -> None:
+    """Write one event as a JSON object on a line of standard output."""
+    click.echo(json.dumps({"event": event, **facts}))
+
+
+def choose_progress_form(as_json: bool, quiet: bool) -> ProgressForm:
+    """Return how progress is shown, by the flags of a command."""
+    if as_json:
+        return "json"
+    return "quiet" if quiet else "person"
+
+
+def add_progress_options(command: Command) -> Command:
+    """Give a command the flags `--json` and `--quiet`."""
+    quiet = click.option("--quiet", is_flag=True, help="Show the result alone.")
+    as_json = click.option(
+        "--json", "as_json", is_flag=True, help="Events as JSON, one a line, for a program."
+    )
+    return as_json(quiet(command))

@@ -8,7 +8,13 @@ from typing import Any
 
 import click
 
-from mmcompress.cli.console import Progress, out
+from mmcompress.cli.console import (
+    Progress,
+    add_progress_options,
+    choose_progress_form,
+    out,
+    write_event,
+)
 from mmcompress.cli.options import (
     add_run_options,
     choose_default_folder,
@@ -38,6 +44,7 @@ from mmcompress.workspace.folder import RunFolder
 @from_option
 @max_time_option
 @resume_option
+@add_progress_options
 def run_command(
     spec: str,
     space: str | None,
@@ -45,13 +52,15 @@ def run_command(
     from_run: str | None,
     max_time: str | None,
     resume: bool,
+    as_json: bool,
+    quiet: bool,
     **options: Any,
 ) -> None:
     """Compress a pipeline to its target: profile, search, prune, distill, quantize, export,
     measure, report."""
     overrides = collect_overrides(**options)
     folder = folder or choose_default_folder(spec, overrides)
-    with Progress() as on_progress:
+    with Progress(choose_progress_form(as_json, quiet)) as on_progress:
         summaries = run_targets(
             spec,
             folder,
@@ -68,15 +77,33 @@ def run_command(
         if number == 0 and run_folder.summary.exists():
             # The only target that was asked for; slower ones lie in it.
             target_folder = run_folder
+        if as_json:
+            _write_result_event(summary, target_folder)
+            continue
         print_summary(summary)
         out.print()
         print_path("report", target_folder.report)
         print_path("bundle", target_folder.bundle)
-    if len(summaries) > 1 and not run_folder.summary.exists():
+    if len(summaries) > 1 and not run_folder.summary.exists() and not as_json:
         print_path("front", run_folder.front_page)
     _require_met_targets(summaries)
     _require_determined_limits(summaries)
     _require_determined_quality(summaries)
+
+
+def _write_result_event(summary: Summary, folder: RunFolder) -> None:
+    """Write what came of one target as an event."""
+    write_event(
+        "result",
+        target=summary.target.text,
+        met=summary.target.met,
+        speedup=summary.speedup,
+        latency_ms=getattr(summary.compressed.latency_ms, summary.target.statistic),
+        quality_retained=summary.determined_quality,
+        warnings=list(summary.warnings),
+        report=str(folder.report),
+        bundle=str(folder.bundle),
+    )
 
 
 def _require_determined_limits(summaries: Sequence[Summary]) -> None:

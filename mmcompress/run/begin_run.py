@@ -10,10 +10,13 @@ from typing import Unpack
 from mmcompress.errors import DataError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.runtime.cache import find_cache_fault
+from mmcompress.runtime.progress import ignore_progress
 from mmcompress.search.ray_folder import choose_ray_folder
 from mmcompress.spec.schema import Spec
 from mmcompress.workspace.context import RunContext, open_run
+from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import hold_folder
+from mmcompress.workspace.progress_log import ProgressLog
 from mmcompress.workspace.run_options import RunOptions
 
 
@@ -33,6 +36,8 @@ def begin_run(
         ClusterError: Ray can't be started on this machine.
     """
     spec = load_spec(spec_path, options.get("overrides"))
+    listener = options.get("on_progress", ignore_progress)
+    options["on_progress"] = ProgressLog(RunFolder(path=Path(out)), listener)
     with hold_folder(out):
         _check_before_loading(spec)
         yield open_run(spec_path, out, **options)

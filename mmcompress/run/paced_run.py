@@ -283,19 +283,19 @@ class PacedRun:
 
     def report(self, summary: Summary, folder: Path) -> Path:
         """Write the report, with what was cut."""
-        told = self._add_cuts(summary)
-        if told != summary:
-            write_record(RunFolder(path=folder).summary, told)
-        return self.stages.report(told, folder)
+        whole_summary = self._add_cuts(summary)
+        if whole_summary != summary:
+            write_record(RunFolder(path=folder).summary, whole_summary)
+        return self.stages.report(whole_summary, folder)
 
     def _add_cuts(self, summary: Summary) -> Summary:
         """Return a summary with what this command cut of its work."""
         if not self.cuts or not self.is_evaluated:
             return summary
-        told = replace(summary, time_cuts=tuple(self.cuts.values()))
+        cut_summary = replace(summary, time_cuts=tuple(self.cuts.values()))
         earlier = warn_of_time_cuts(summary)
         others = [warning for warning in summary.warnings if warning not in earlier]
-        return replace(told, warnings=(*warn_of_time_cuts(told), *others))
+        return replace(cut_summary, warnings=(*warn_of_time_cuts(cut_summary), *others))
 
     def _note_cut(self, run: RunContext, stage: str, *, cut: str) -> None:
         """Keep what is cut of a stage, and tell it; nothing where it is empty."""

@@ -94,6 +94,11 @@ class RunFolder:
         """The file that the process holds which works on the folder."""
         return self.path / LOCK_FILE
 
+    @property
+    def progress(self) -> Path:
+        """Where the run is, line by line, for `mmcompress watch`."""
+        return self.path / "progress.jsonl"
+
     # What does not depend on the target.
 
     @property

@@ -46,6 +46,27 @@ def hold_folder(path: str | Path) -> Iterator[None]:
                 folder.path.rmdir()
 
 
+def is_held(folder: RunFolder) -> bool:
+    """Return whether a process works on a run folder, on this machine or another."""
+    if not folder.lock.exists():
+        return False
+    try:
+        descriptor = os.open(folder.lock, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return _is_alive(_read_owner(descriptor))
+    else:
+        owner = _read_owner(descriptor)
+        return bool(owner) and owner.get("host") != os.uname().nodename
+    finally:
+        os.close(descriptor)
+
+
 def _open_lock(folder: RunFolder) -> int:
     """Open the lock file, or make it; returns its descriptor. Raises `DataError` where it can't."""
     try:

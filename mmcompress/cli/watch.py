@@ -1,0 +1,67 @@
+"""`mmcompress watch`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+from rich.markup import escape
+
+from mmcompress.cli.console import (
+    Progress,
+    add_progress_options,
+    choose_progress_form,
+    out,
+)
+from mmcompress.errors import DataError
+from mmcompress.report.page import load_summary
+from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.hold_folder import is_held
+from mmcompress.workspace.progress_log import read_progress
+
+SECONDS_BETWEEN_LOOKS = 0.5
+"""Seconds after which the folder is looked at again."""
+
+
+@click.command("watch")
+@click.argument("folder", metavar="RUN", type=click.Path())
+@click.option("--once", is_flag=True, help="Say where the run is, and end.")
+@add_progress_options
+def watch_command(folder: str, once: bool, as_json: bool, quiet: bool) -> None:
+    """Follow a run that another process works on, from its folder, until it ends."""
+    run_folder = RunFolder(path=Path(folder))
+    if not run_folder.progress.exists():
+        raise DataError(f"{folder}: no run has begun in this folder")
+    offset = 0
+    with Progress(choose_progress_form(as_json, quiet)) as on_progress:
+        while True:
+            # Looked at first: what is written until the end of the run is read after it.
+            is_running = is_held(run_folder)
+            for line, end in read_progress(run_folder.progress, offset):
+                offset = end
+                on_progress(line.stage, line.message, line.share)
+            if once or not is_running:
+                break
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+    if not as_json:
+        out.print(escape(_describe_state(run_folder, is_running=is_running)), soft_wrap=True)
+
+
+def _describe_state(folder: RunFolder, *, is_running: bool) -> str:
+    """Return in words whether a run goes on, is finished or was cut off."""
+    if is_running:
+        return "the run goes on"
+    if folder.summary.exists() or folder.list_finished_subfolders():
+        place = (
+            folder
+            if folder.summary.exists()
+            else folder.get_subfolder(folder.list_finished_subfolders()[-1])
+        )
+        summary = load_summary(place.path)
+        verdict = "met" if summary.target.met else "missed"
+        return (
+            f"the run is finished: {summary.speedup:.2f}x, the target {summary.target.text} is "
+            f"{verdict}; mmcompress show {place} says more"
+        )
+    return "the run was cut off; the same command with --resume goes on"

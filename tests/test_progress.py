@@ -1,0 +1,65 @@
+"""Progress as a person sees it on a terminal and in a log, and as a program reads it."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from mmcompress.cli import console, main
+
+
+def show(monkeypatch, form="person", *, on_terminal):
+    """Pass through two stages, and return what was shown on the console of progress."""
+    text = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=text, force_terminal=on_terminal, width=200))
+    seconds = iter(range(0, 1000, 5))
+    monkeypatch.setattr(console.time, "monotonic", lambda: float(next(seconds)))
+    with console.Progress(form) as on_progress:
+        on_progress("search", "trial 1", 0.1)
+        on_progress("search", "trial 2", 0.5)
+        on_progress("distill", "a word " * 60, None)
+    return text.getvalue()
+
+
+def test_a_terminal_keeps_a_line_of_every_finished_stage(monkeypatch):
+    shown = show(monkeypatch, on_terminal=True)
+    assert "done" in shown and shown.count("done") == 2
+
+
+def test_lines_of_a_log_are_not_wrapped(monkeypatch):
+    shown = show(monkeypatch, on_terminal=False)
+    lines = shown.splitlines()
+    assert [line.split()[2] for line in lines] == ["search", "distill"]
+    assert len(lines[1]) > 400
+
+
+def test_quiet_shows_nothing(monkeypatch):
+    assert show(monkeypatch, "quiet", on_terminal=True) == ""
+
+
+def test_a_program_reads_one_object_a_line(monkeypatch, capsys):
+    assert show(monkeypatch, "json", on_terminal=False) == ""
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [event["event"] for event in events] == ["progress"] * 3
+    assert events[1]["stage"] == "search" and events[1]["share"] == 0.5
+    assert events[2]["share"] is None and events[2]["seconds"] > events[1]["seconds"]
+
+
+@pytest.mark.parametrize("flag", ["--json", "--quiet"])
+def test_a_finished_run_is_told_in_the_form_that_was_asked_for(tiny, run_folder, tmp_path, flag):
+    import shutil
+
+    folder = shutil.copytree(run_folder, tmp_path / "r")
+    spec = tiny / "spec.yaml"
+    done = CliRunner().invoke(main, ["run", str(spec), "--out", str(folder), "--resume", flag])
+    assert done.exit_code == 0, done.output
+    if flag == "--quiet":
+        assert "stage" not in done.stdout and "report" in done.stdout
+        return
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[-1]["event"] == "result" and events[-1]["met"] is True
+    assert events[-1]["bundle"] == str(folder / "bundle")

@@ -1,0 +1,89 @@
+"""A run is followed from its folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from mmcompress.cli import main
+from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.hold_folder import hold_folder, is_held
+from mmcompress.workspace.progress_log import ProgressLog, read_progress
+
+
+def watch(folder, *options):
+    done = CliRunner().invoke(main, ["watch", str(folder), *options])
+    return done.exit_code, " ".join(done.output.split())
+
+
+@pytest.fixture()
+def folder(tmp_path):
+    """A folder in which a run has told of three things."""
+    heard = []
+    folder = RunFolder(path=tmp_path)
+    log = ProgressLog(folder, lambda *told: heard.append(told))
+    log("search", "trial 1", 0.1)
+    assert not folder.progress.exists()  # no run has begun here yet
+    folder.write_format()
+    log("search", "trial 2", 0.2)  # too soon after the first
+    log("distill", "a message of its own", None)
+    assert heard[1] == ("search", "trial 2", 0.2) and len(heard) == 3
+    return folder
+
+
+def test_a_log_has_a_line_of_what_is_news(folder):
+    lines = [line for line, _ in read_progress(folder.progress)]
+    assert [line.message for line in lines] == ["trial 1", "a message of its own"]
+    assert lines[0].share == 0.1 and lines[1].share is None
+
+
+def test_a_line_that_is_being_written_waits_and_a_damaged_one_is_passed_over(folder):
+    with folder.progress.open("a") as log:
+        log.write("{torn\n[]\n" + json.dumps({"stage": "fit"})[:-3])
+    lines = list(read_progress(folder.progress))
+    assert len(lines) == 2
+    with folder.progress.open("a") as log:
+        log.write("\n")
+    offset = lines[-1][1]
+    assert list(read_progress(folder.progress, offset)) == []
+
+
+def test_a_run_that_goes_on_is_told(folder):
+    held = "from mmcompress.workspace.hold_folder import hold_folder\nimport sys\n"
+    held += f"with hold_folder({str(folder.path)!r}):\n    print('held', flush=True)\n    input()\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", held], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout.readline() == "held\n"
+        assert is_held(folder)
+        code, text = watch(folder.path, "--once")
+        owner.stdin.write("\n")
+        owner.stdin.flush()
+    assert code == 0 and "trial 1" in text and "the run goes on" in text
+    assert not is_held(folder)
+
+
+def test_a_run_that_was_cut_off_names_the_way_on(folder):
+    code, text = watch(folder.path)
+    assert code == 0 and "the run was cut off; the same command with --resume goes on" in text
+    code, text = watch(folder.path, "--json")
+    assert "cut off" not in text and text.count('"event": "progress"') == 2
+
+
+def test_a_finished_run_is_told_with_its_verdict(run_folder, tmp_path):
+    copy = shutil.copytree(run_folder, tmp_path / "r")
+    code, text = watch(copy)
+    assert code == 0 and "the run is finished:" in text and "is met" in text
+    assert "evaluate" in text
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    code, _ = watch(tmp_path)
+    assert code != 0
+    with hold_folder(tmp_path):
+        assert is_held(RunFolder(path=tmp_path))
