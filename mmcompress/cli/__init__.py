@@ -42,6 +42,10 @@ COMMANDS = {
         target="mmcompress.cli.profile:profile_command",
         about="Measure the dense pipeline: every node and block, with its modality.",
     ),
+    "watch": CommandRow(
+        target="mmcompress.cli.watch:watch_command",
+        about="Follow a run that another process works on.",
+    ),
     "show": CommandRow(
         target="mmcompress.cli.show:show_command",
         about="Show the result of a finished run.",
@@ -69,6 +73,14 @@ COMMANDS = {
     "bench": CommandRow(
         target="mmcompress.cli.bench:bench_command",
         about="Measure the latency of a bundle, alone or in turn with another.",
+    ),
+    "verify": CommandRow(
+        target="mmcompress.cli.verify:verify_command",
+        about="Replay the requests of a bundle, and say whether its answers hold here.",
+    ),
+    "push": CommandRow(
+        target="mmcompress.cli.push:push_command",
+        about="Share a bundle on the Hugging Face hub, private by default.",
     ),
     "device": CommandRow(
         target="mmcompress.cli.device:device_command",

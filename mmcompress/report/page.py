@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmcompress.errors import DataError
+from mmcompress.report.bundle_card import write_bundle_card
 from mmcompress.report.charts.node_bars import draw_node_bars
 from mmcompress.report.charts.prediction import draw_prediction
 from mmcompress.report.charts.quality_bars import draw_quality_bars
@@ -47,7 +48,7 @@ def load_summary(folder: str | Path) -> Summary:
 
 
 def write_report(summary: Summary, folder: str | Path) -> Path:
-    """Write `report.html` and `report.md` of a run.
+    """Write `report.html` and `report.md` of a run, and the card of its bundle.
 
     Args:
         summary: What the report shows.
@@ -61,7 +62,7 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
     """
     run_folder = RunFolder(path=Path(folder))
     prediction = _find_prediction(run_folder, summary.pipeline)
-    return write_pages(
+    page = write_pages(
         run_folder.report,
         summary=summary,
         charts=_draw_charts(summary, prediction),
@@ -69,6 +70,8 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
         waveforms=[draw_waveform(sample.shown.peaks) for sample in summary.samples],
         effort_note=EFFORT_NOTES.get(summary.settings.get("effort", ""), ""),
     )
+    write_bundle_card(summary, run_folder)
+    return page
 
 
 def _draw_charts(summary: Summary, prediction: Prediction | None) -> dict[str, str]:

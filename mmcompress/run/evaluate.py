@@ -49,12 +49,17 @@ from mmcompress.run.run_policy import MeasuringLimits
 from mmcompress.run.select_samples import select_samples
 from mmcompress.run.training_history import read_training_result, read_validation_losses
 from mmcompress.run.warnings import list_warnings
+from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit
+from mmcompress.runtime.sample_requests import write_requests
 from mmcompress.search.linearize import load_interaction_factors
 from mmcompress.search.study import count_failures, open_study, read_finished_trials
 from mmcompress.stats import Quality, compute_quality_retained
 from mmcompress.storage import to_plain, write_record
 from mmcompress.workspace.context import RunContext
+
+BUNDLE_REQUESTS = 8
+"""Requests that a finished bundle carries with their answers."""
 
 
 def evaluate_artifact(
@@ -95,6 +100,11 @@ def evaluate_artifact(
         skip = skip_failed_step(run, RETAINED_LIMIT, skipped=skipped)
         with run.time_stage("evaluate"), skip:
             retained = check_retained_quality(run, limit=limit, test=answers["test"])
+    if run.spec.report.samples != "none":
+        with skip_failed_step(run, "requests in the bundle", skipped=skipped):
+            pipeline = load_bundle(run.folder.bundle)
+            requests = run.load_requests(BUNDLE_REQUESTS)
+            write_requests(pipeline, requests, machine=describe_cpu()["name"])
     if measuring:
         latency.measure_until_certain(measuring)
     summary = _build_summary(
