@@ -303,6 +303,11 @@ METRICS = Registry(
             "R@1 image to text and text to image",
             {"needs": "compared_embeddings", "judges": "a node that compares two embeddings"},
         ),
+        "wide_retrieval": (
+            "mmcompress.metrics.retrieval:score_wide_retrieval",
+            "R@5 and R@10 image to text and text to image",
+            {"needs": "compared_embeddings", "judges": "a node that compares two embeddings"},
+        ),
         "caption": (
             "mmcompress.metrics.caption:score_captions",
             "exact match of the pipeline's caption",
@@ -352,6 +357,7 @@ NODE_KINDS = Registry(
         ),
         "text_decoder": ("mmcompress.kinds.text_decoder.entry:ENTRY", "vectors to texts"),
         "nearest": ("mmcompress.kinds.nearest.entry:ENTRY", "the nearest of a few texts"),
+        "similarity": ("mmcompress.kinds.similarity.entry:ENTRY", "how alike two embeddings are"),
         "lookup": ("mmcompress.kinds.lookup.entry:ENTRY", "the nearest text of a list"),
     },
 )
@@ -506,6 +512,10 @@ PIPELINE_TEMPLATES = Registry(
         "clip_captioner": (
             "mmcompress.spec.pipeline_templates:CLIP_CAPTIONER",
             "image encoder, captioner and text encoder that come with the package",
+        ),
+        "retrieval": (
+            "mmcompress.spec.pipeline_templates:RETRIEVAL",
+            "image encoder and text encoder of an image search, that come with the package",
         ),
         "blip": (
             "mmcompress.spec.pipeline_templates:BLIP",

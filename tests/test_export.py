@@ -406,12 +406,13 @@ def test_a_bundle_in_every_precision_answers(tiny, tmp_path, precision):
     spec = load_spec(tiny / "spec.yaml")
     models = load_models(spec)
     given = open_dataset(spec.data).load("train", 4).inputs
+    requests = [{"image": image} for image in given]
     proofs = write_bundle(
         spec,
         BundleContents(
             models=models,
             precisions=dict.fromkeys(models, precision),
-            calibration_inputs=given,
+            calibration_requests=requests,
         ),
         folder=tmp_path / "b",
     )

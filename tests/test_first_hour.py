@@ -67,7 +67,7 @@ def test_drawn_data_give_way_to_a_folder(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--template is missing; (known: blip, clip_captioner, speech_search)"),
+        ([], "--template is missing; (known: blip, clip_captioner, retrieval, speech_search)"),
         (["--template", "blib"], "did you mean 'blip'"),
         (["--template", "blip", "--source", "eye=./x"], "no node 'eye' has a source"),
         (["--template", "blip", "--source", "eyes"], "expected node=source"),

@@ -491,7 +491,7 @@ def test_branches_run_at_the_same_time_and_say_the_same(run_folder, tmp_path):
         both.wait(60)
         return {}
 
-    many.nodes |= {"vision": meet, "text": meet}
+    many.nodes = {"vision": meet, "text": meet}
     many.wiring = {"vision": {}, "text": {}}
     many.reads = {"vision": set(), "text": set()}
     many.run(image=image)  # or the barrier breaks

@@ -111,8 +111,8 @@ WRONG = [
     ),
     (
         "inputs: {image: image}",
-        "inputs: {image: image, other: text}",
-        "exactly one input, an image",
+        "inputs: {image: image, other: image}",
+        "takes one input",
     ),
     ("name: tiny", "name: [tiny", r"not valid YAML"),
     (

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmcompress.data.base import Dataset
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.errors import DataError
+from mmcompress.graph.inputs import find_data_input
 from mmcompress.graph.ports import get_kind
 from mmcompress.spec.schema import Spec
 
@@ -33,7 +34,7 @@ def _check_input_type(spec: Spec, data: Dataset) -> None:
     """Raise `DataError` when the data give another type of input than the pipeline takes."""
     # A plug-in of an earlier version may not say what it gives: those were all images.
     given_type = getattr(data, "modality", "image")
-    input_type = next(iter(spec.inputs.values()))
+    input_type = spec.inputs[find_data_input(spec.inputs)]
     if given_type != input_type:
         raise DataError(
             f"data: '{spec.data.kind}' gives {given_type}, the pipeline takes {input_type}"

@@ -2,8 +2,8 @@
 
 The schedule is laid over whole steps: a share of minutes would end differently on every machine.
 After the first few steps, the measured pace says how many the minutes afford. The plan is laid once
-more after a tenth of them: what else ran on the machine in those first seconds must not halve a
-training. Then the number stays, so a training is never cut off in mid-course.
+more after a tenth of them: something else may have run on the machine in those first seconds. Then
+the number stays, so a training is never cut off in mid-course.
 """
 
 from __future__ import annotations

@@ -65,9 +65,8 @@ class BundleContents:
     """Blocks by node that stay in fp32 while the rest of the node is quantized."""
     lookup_texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """The texts that every lookup node searches."""
-    calibration_inputs: Sequence[object] = ()
-    """Inputs of the pipeline that static precisions take their ranges from; other precisions need
-    none."""
+    calibration_requests: Sequence[Mapping[str, object]] = ()
+    """Requests that static precisions take their ranges from; other precisions need none."""
 
 
 def write_bundle(
@@ -280,7 +279,7 @@ class _BundleWriter:
         The inputs pass through all nodes that are written so far, in their final precisions, and
         through the fp32 files of this node.
         """
-        if not self.contents.calibration_inputs:
+        if not self.contents.calibration_requests:
             raise ValueError(f"{node_name}: static quantization needs calibration inputs")
         graph = {"inputs": dict(self.spec.inputs), "outputs": {}, "nodes": self.node_entries}
         pipeline = Pipeline(self.folder, {"graph": graph}, threads=0)
@@ -288,9 +287,8 @@ class _BundleWriter:
         for session in sessions.values():
             # With a list there, a session records what it is fed.
             session.feeds = []
-        input_name = next(iter(self.spec.inputs))
-        for calibration_input in self.contents.calibration_inputs:
-            pipeline.run(**{input_name: calibration_input})
+        for request in self.contents.calibration_requests:
+            pipeline.run(**request)
         feeds: dict[str, list[Feed]] = {}
         for graph_name, session in sessions.items():
             calls = session.feeds or []

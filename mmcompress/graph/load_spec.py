@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import SpecError, shorten
+from mmcompress.graph.inputs import find_data_input
 from mmcompress.graph.partial_spec import read_partial_spec
 from mmcompress.graph.validate import Problem, list_problems, raise_problems
 from mmcompress.spec.effort import apply_effort
@@ -70,7 +71,7 @@ def _fill_in_data(data: dict[str, Any]) -> None:
     inputs = data.get("inputs")
     if "data" in data or not isinstance(inputs, dict) or not inputs:
         return
-    options = {"modality": next(iter(inputs.values()))}
+    options = {"modality": inputs[find_data_input(inputs)]}
     data["data"] = {"kind": "drawn", "options": options}
 
 

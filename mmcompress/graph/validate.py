@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from graphlib import CycleError
 
 from mmcompress.errors import SpecError, shorten, suggest_nearest
+from mmcompress.graph.inputs import REFERENCE_TYPE
 from mmcompress.graph.judged_nodes import find_judged_nodes
 from mmcompress.graph.losses import list_known_losses
 from mmcompress.graph.ports import NodeKind, get_kind
@@ -18,7 +19,7 @@ from mmcompress.graph.references import (
     sort_nodes,
 )
 from mmcompress.registry import IMPORTANCE, METRICS, NODE_KINDS
-from mmcompress.spec.schema import Spec
+from mmcompress.spec.schema import WHOLE_REQUEST, Spec
 
 MakeError = Callable[[tuple[str, ...], str], SpecError]
 """Makes the error at a place in the spec: (path of keys, message)."""
@@ -208,9 +209,18 @@ def _check_inputs(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
     if not spec.list_model_nodes():
         problems.append((("nodes",), "no node is a model: there is nothing to compress"))
-    if len(spec.inputs) != 1:
-        message = "a pipeline takes exactly one input, an image, audio or a text"
+    texts = [name for name, kind in spec.inputs.items() if kind == REFERENCE_TYPE]
+    if len(spec.inputs) != 1 and (len(spec.inputs), len(texts)) != (2, 1):
+        message = (
+            "a pipeline takes one input (an image, audio or a text), or two: "
+            "an image or audio, and a text that belongs to it"
+        )
         problems.append((("inputs",), message))
+    only = spec.measure.request
+    if only != WHOLE_REQUEST and only not in spec.inputs:
+        nearest = suggest_nearest(only, [WHOLE_REQUEST, *spec.inputs])
+        message = f"no input is named '{shorten(only)}'; {nearest}"
+        problems.append((("measure", "request"), message))
     return problems
 
 

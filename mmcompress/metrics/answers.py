@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmcompress.data.base import Pairs
+from mmcompress.graph.inputs import make_request
 from mmcompress.graph.judged_nodes import find_judged_nodes
 from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import name_by_node, parse_reference
@@ -87,10 +88,10 @@ def answer_pairs(
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in unjoined_encoders}
     perceiving_nodes = [name for name, kind in kinds.items() if kind.perceives]
     windows: list[int] = []
-    input_name = next(iter(pipeline.inputs))
+    answering_nodes = [name for name in texts if kinds[name].answer_port]
     for i, value in enumerate(pairs.inputs):
-        outputs = pipeline.run(**{input_name: value})
-        for name in texts:
+        outputs = pipeline.run(**make_request(pipeline.inputs, value, text=pairs.texts[i]))
+        for name in answering_nodes:
             texts[name].append(outputs[name][kinds[name].answer_port])
         for name in writers:
             endings[name].append(outputs[name][kinds[name].ending_output][0])
@@ -111,12 +112,18 @@ def answer_pairs(
             progress(f"{i} of {len(pairs)} inputs", i / len(pairs))
     answers: dict[str, Answers] = {}
     for name in (*writers, *joins, *unjoined_encoders):
+        compared: dict[str, np.ndarray] = {}
+        if name in queries:
+            compared["queries"] = np.stack(queries[name])
+            compared["keys"] = _embed_references(pipeline, name, pairs=pairs)
+            if name not in answering_nodes:
+                texts[name] = _find_nearest_texts(pairs.texts, **compared)
         answers[name] = Answers(
             references=pairs.texts,
             texts=tuple(texts.get(name, ())),
             endings=tuple(endings.get(name, ())),
-            queries=np.stack(queries[name]) if name in queries else None,
-            keys=_embed_references(pipeline, name, pairs=pairs) if name in queries else None,
+            queries=compared.get("queries"),
+            keys=compared.get("keys"),
             vectors=np.stack(vectors[name]) if name in vectors else None,
             windows=tuple(windows) if max(windows, default=1) > 1 else (),
         )
@@ -128,6 +135,21 @@ def _average_directions(embedding_KD: np.ndarray) -> np.ndarray:
     mean_D: np.ndarray = embedding_KD.mean(0)
     direction_D: np.ndarray = mean_D / max(float(np.linalg.norm(mean_D)), 1e-9)
     return direction_D
+
+
+def _find_nearest_texts(
+    references: Sequence[str], *, queries: np.ndarray, keys: np.ndarray
+) -> list[str]:
+    """Return for every query the reference text whose embedding is nearest.
+
+    It is the answer of a join that only compares.
+
+    Args:
+        references: Texts by key.
+        queries: Embeddings of the inputs [n, d].
+        keys: Embeddings of the texts [n, d].
+    """
+    return [references[i] for i in (queries @ keys.T).argmax(1)]
 
 
 def _embed_references(pipeline: Pipeline, join: str, *, pairs: Pairs) -> np.ndarray:

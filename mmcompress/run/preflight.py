@@ -13,7 +13,6 @@ from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,8 +67,9 @@ SHARED_COPIES_ON_DISK = 3
 rounded copies, and a structure that is being measured."""
 
 TARGET_COPIES_ON_DISK = 2.5
-"""Copies of the weights that each target takes on disk: its bundle, its weights, and a part of
-them for an artifact that is set aside. A bundle holds a generator's weights for two graphs."""
+"""Copies of the weights that each target takes on disk. They are its bundle, its weights, and a
+part of them for an artifact that is set aside. A bundle holds a generator's weights for two
+graphs."""
 
 RECORDS_MB = 2.0
 """Megabytes of journals, records and pages of a run, whatever the models are."""
@@ -278,7 +278,7 @@ def _answer_in_precision(
     run: RunContext, dense: Path, *, folder: Path, precision: str, nodes: list[str]
 ) -> None:
     """Write some nodes of the dense bundle in a precision, and let it answer one request."""
-    request: dict[str, Any] = run.load_requests(1)[0]
+    request = run.load_requests(1)[0]
     bundle = folder / precision
     try:
         quantize_bundle(

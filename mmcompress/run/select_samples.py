@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from mmcompress.graph.judged_nodes import FINAL_TEXTS, find_judged_nodes
+from mmcompress.graph.judged_nodes import COMPARED_EMBEDDINGS, FINAL_TEXTS, find_judged_nodes
 from mmcompress.registry import INPUT_TYPES, resolve_entry
 from mmcompress.results.records import Sample, ShownInput
 from mmcompress.run.answers import SplitAnswers
@@ -19,7 +19,8 @@ def select_samples(
     """Return a few inputs of a split with the texts of both sides, for the eye.
 
     Right answers that were lost stand first, then other changes. Where several generators write,
-    the first one is shown, or the join that chooses among its texts.
+    the first one is shown, or the join that chooses among its texts. Without a generator the text
+    is the one that a join finds for the input.
 
     Args:
         run: Its spec says how many are shown (`report.samples`).
@@ -29,6 +30,7 @@ def select_samples(
     asked = run.spec.report.samples
     count = 0 if asked == "none" else asked
     nodes = find_judged_nodes(run.spec, FINAL_TEXTS)
+    nodes = nodes or find_judged_nodes(run.spec, COMPARED_EMBEDDINGS)
     pairs = run.data.load(split)
     samples: list[tuple[int, Sample]] = []
     for i, reference in enumerate(pairs.texts):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmcompress.data.base import Dataset, Pairs
 from mmcompress.errors import DataError
+from mmcompress.graph.inputs import make_request
 from mmcompress.graph.ports import NodeKind, get_kind
 from mmcompress.runtime.graph import Pipeline, load_bundle
 from mmcompress.storage import write_record
@@ -50,9 +51,9 @@ class TeacherLabelledData:
             return texts_by_name
         pipeline = self._load_pipeline()
         generator, kind = self._find_generator(pipeline)
-        port = next(iter(pipeline.inputs))
         for i in missing:
-            outputs = pipeline.run(**{port: pairs.inputs[i]})
+            request = make_request(pipeline.inputs, pairs.inputs[i], text=pairs.texts[i])
+            outputs = pipeline.run(**request)
             texts_by_name[pairs.names[i]] = outputs[generator][kind.answer_port]
         write_record(self._record, texts_by_name)
         return texts_by_name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -50,7 +52,9 @@ def sum_critical_path(seconds: Mapping[str, float], reads: Mapping[str, Collecti
 class Pipeline:
     """Runs the pipeline of a bundle: takes its inputs by name, gives its outputs by name.
 
-    It is not safe for concurrent calls: load one per thread.
+    It may be called from several threads: it answers one request after the other, each on the
+    threads of its sessions. To answer several at once, load one for each thread. A process that is
+    forked after loading must load its own.
 
     Args:
         folder: The bundle.
@@ -85,9 +89,13 @@ class Pipeline:
         """The part of them that was spent inside sessions."""
         self.reads = {name: self._list_sources(name) for name in self.wiring}
         """Nodes that each node waits for."""
+        self.needs = self._list_needed_inputs()
+        """Inputs of the pipeline that each node needs, itself or by a node that it reads."""
         runs_branches_at_once = bool(manifest.get("parallel"))
         self.pool = ThreadPoolExecutor(len(self.nodes)) if runs_branches_at_once else None
         """Threads of the branches; None where nodes run one after the other."""
+        self._lock = threading.Lock()
+        self._process = os.getpid()
 
     def _load_node(self, name: str, node: Values) -> None:
         """Load the sessions of a node, and build it."""
@@ -134,6 +142,17 @@ class Pipeline:
                 sources.add(source)
         return sources
 
+    def _list_needed_inputs(self) -> dict[str, frozenset[str]]:
+        """List the inputs of the pipeline that each node needs, in the order of the nodes."""
+        needs: dict[str, frozenset[str]] = {}
+        for name, references in self.wiring.items():
+            needed: set[str] = set()
+            for reference in references.values():
+                source, _, _ = reference.partition(".")
+                needed |= needs.get(source, {source})
+            needs[name] = frozenset(needed)
+        return needs
+
     def make_noise_request(self) -> Values:
         """Make a request that says nothing, of the types that the pipeline takes."""
         rng = np.random.default_rng(0)
@@ -155,51 +174,71 @@ class Pipeline:
         """Answer a request.
 
         Args:
-            inputs: Values of the pipeline's inputs, by name: a file, bytes or an array.
+            inputs: Values of the pipeline's inputs, by name: a file, bytes, an array or a text. Of
+                several inputs some may be left out: what needs them is then not computed.
 
         Returns:
             Values of the pipeline's outputs, by name. Where a node has something to say of its
             input, such as that a sound is silent, `warnings` is a list of it.
 
         Raises:
-            DataError: An input is missing or unknown, or can't be read.
+            DataError: No input is given, or one that the pipeline has not, or one can't be read.
             BundleError: A node can't answer: its models don't fit its configuration.
         """
         values = self.run(**inputs)
         outputs: Values = {}
         for name, reference in self.outputs.items():
+            node_name, _, _ = reference.partition(".")
+            if not self.needs.get(node_name, frozenset()) <= set(inputs):
+                continue
             try:
                 outputs[name] = _read_value(values, reference)
             except KeyError as error:
                 raise BundleError(f"{self.folder}: nothing gives '{reference}'") from error
         warnings: list[str] = []
-        for name in self.nodes:
+        for name, node_values in values.items():
             # only nodes that look at raw inputs have any
-            texts = values[name].get("warnings", ())
-            warnings += [f"{name}: {text}" for text in texts]
+            warnings += [f"{name}: {text}" for text in node_values.get("warnings", ())]
         if warnings:
             outputs.setdefault("warnings", warnings)
         return outputs
 
     def run(self, **inputs: object) -> dict[str, Values]:
         """Answer a request with the outputs of every node, by node and port. See `__call__`."""
-        if set(inputs) != set(self.inputs):
+        if not inputs or not set(inputs) <= set(self.inputs):
             given_names = ", ".join(inputs) or "nothing"
             raise DataError(f"this pipeline takes {', '.join(self.inputs)}; got {given_names}")
+        if os.getpid() != self._process:
+            # The threads of its sessions stayed in the other process: a call would wait for ever.
+            raise BundleError(
+                f"{self.folder}: this process was forked after the bundle was loaded; load it again"
+                " in this process, or start processes by multiprocessing's 'spawn'"
+            )
+        with self._lock:
+            return self._answer(inputs)
+
+    def _answer(self, inputs: Mapping[str, object]) -> dict[str, Values]:
+        """Answer a request. Nothing else runs meanwhile: nodes keep the times of the last one."""
+        runnable_nodes = [name for name in self.nodes if self.needs[name] <= set(inputs)]
+        for name in self.nodes:
+            self.node_seconds[name] = 0.0
+            self.model_seconds[name] = 0.0
         values: dict[str, Values] = {}
         for name, value in inputs.items():
             # the reference of an input has no port
             values[name] = {"": value}
         if self.pool is not None:
-            self._run_branches(self.pool, values)
+            self._run_branches(self.pool, runnable_nodes, values=values)
         else:
-            for name in self.nodes:
+            for name in runnable_nodes:
                 self._run_node(name, values)
         return values
 
-    def _run_branches(self, pool: ThreadPoolExecutor, values: dict[str, Values]) -> None:
-        """Run every node as soon as all that it reads is there."""
-        sources_by_node = dict(self.reads)
+    def _run_branches(
+        self, pool: ThreadPoolExecutor, nodes: Collection[str], *, values: dict[str, Values]
+    ) -> None:
+        """Run every node of some as soon as all that it reads is there."""
+        sources_by_node = {name: self.reads[name] for name in nodes}
         finished_nodes = set(values)
         running: dict[Future[None], str] = {}
         while sources_by_node or running:

@@ -35,6 +35,9 @@ class PipelineTemplate:
 CLIP_CAPTIONER = PipelineTemplate(file="clip_captioner.yaml", data_kind="folder")
 """An image encoder, a captioner and a text encoder that come with the package."""
 
+RETRIEVAL = PipelineTemplate(file="retrieval.yaml", data_kind="folder")
+"""A dual encoder for image search: an image encoder and a text encoder."""
+
 BLIP = PipelineTemplate(file="clip_blip_base.yaml", data_kind="folder")
 """CLIP ViT-B/32 beside BLIP base."""
 

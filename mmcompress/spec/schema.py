@@ -148,6 +148,9 @@ class Node:
         return schema
 
 
+WHOLE_REQUEST = "pair"
+"""`measure.request` of requests that hold every input of the pipeline."""
+
 COMMON_NODE_KEYS = tuple(key.name for key in fields(Node) if key.name != "options")
 """Keys that every node of a spec may have."""
 
@@ -357,6 +360,9 @@ class Measure:
     """Requests after loading that are not counted."""
     requests: Annotated[int, Field(ge=2, le=100_000)] = 200
     """Requests to each side at least."""
+    request: str = WHOLE_REQUEST
+    """What a request holds, and so what the target counts: `pair`, everything that the pipeline
+    takes, or the name of one of its inputs. Nodes that need another input are then not timed."""
     max_parts: Annotated[int, Field(ge=2, le=100)] = 6
     """Parts that a finished artifact is measured in at most. They end earlier when the ratio of the
     two latencies is known to 1.5 %."""

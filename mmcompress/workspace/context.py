@@ -14,15 +14,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Unpack
 
-import numpy as np
-
-from mmcompress.data.base import Dataset
+from mmcompress.data.base import Dataset, Pairs
 from mmcompress.data.check_data import describe_shortage, open_data
 from mmcompress.data.open_dataset import read_all_lookup_texts
 from mmcompress.data.sealed_splits import SealedData, SplitSeal
 from mmcompress.errors import DataError, DiskFull, ModelError, suggest_nearest
 from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.graph.blocks import Block
+from mmcompress.graph.inputs import make_request
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.modality import find_cross_modal_blocks
 from mmcompress.graph.structure import KeptUnits
@@ -40,7 +39,7 @@ from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.loader import list_given_keys
-from mmcompress.spec.schema import Node, Spec
+from mmcompress.spec.schema import WHOLE_REQUEST, Node, Spec
 from mmcompress.spec.space import Space, find_default_space, load_space
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.storage import read_record, to_plain, write_record
@@ -170,18 +169,25 @@ class RunContext:
         """Tell a person of a damaged file of the run folder."""
         self.on_progress("resume", message, None)
 
-    def load_requests(self, count: int) -> list[dict[str, np.ndarray]]:
+    def load_requests(self, count: int) -> list[dict[str, object]]:
         """Return inputs to measure latency with, from the validation split.
 
         Args:
             count: The number of requests.
 
         Returns:
-            One dictionary for each request, from the input port to its array.
+            One dictionary for each request, from the input port to its array or text.
         """
-        port = next(iter(self.spec.inputs))
-        pairs = self.data.load("val", count, seed=1)
-        return [{port: array} for array in pairs.inputs]
+        return self._make_requests(self.data.load("val", count, seed=1))
+
+    def _make_requests(self, pairs: Pairs) -> list[dict[str, object]]:
+        """Return the request of every pair, as it is in deployment."""
+        requests: list[dict[str, object]] = []
+        for value, text in zip(pairs.inputs, pairs.texts, strict=True):
+            request = make_request(self.spec.inputs, value, text=text)
+            only = self.spec.measure.request
+            requests.append(request if only == WHOLE_REQUEST else {only: request[only]})
+        return requests
 
     def write_bundle(
         self,
@@ -214,18 +220,22 @@ class RunContext:
             kept_units=kept,
             fp32_blocks=fp32_blocks,
             lookup_texts=self.lookup_texts,
-            calibration_inputs=self._load_range_inputs(precision),
+            calibration_requests=self._load_range_requests(precision),
         )
         return write_bundle(
             self.spec, contents, folder=folder, prove=prove, fp32_folder=fp32_folder
         )
 
-    def _load_range_inputs(self, precision: Mapping[str, str]) -> list[np.ndarray]:
-        """Return the inputs that static precisions take their ranges from, if there are any."""
+    def _load_range_requests(self, precision: Mapping[str, str]) -> list[dict[str, object]]:
+        """Return the requests that static precisions take their ranges from, if there are any."""
         if not any(has_static_ranges(name) for name in precision.values()):
             return []
         count = min(self.spec.data.calibration, MAX_STATIC_RANGE_INPUTS)
-        return list(self.data.load("train", count).inputs)
+        pairs = self.data.load("train", count)
+        return [
+            make_request(self.spec.inputs, value, text=text)
+            for value, text in zip(pairs.inputs, pairs.texts, strict=True)
+        ]
 
     @contextmanager
     def time_stage(self, stage: str) -> Iterator[None]:

@@ -217,7 +217,10 @@ def _fit_node(
     ]
     alone_fit = _fit_exports(draft, timed_exports, table_ms=alone_table_ms)
     whole_table_ms = alone_table_ms[0]
-    whole_ratio = 1.0 if precision == DENSE_NAME else node_ratios[precision][node]
+    # A node that a request does not run has no ratio, and costs next to nothing in any structure.
+    whole_ratio = 1.0
+    if precision != DENSE_NAME:
+        whole_ratio = node_ratios[precision].get(node, 1.0)
     whole_session_ms = _convert_to_session_ms(whole_ratio, dense_ms, outside_ms=outside_ms)
     whole_alone_ms = alone_fit.base + alone_fit.scale * whole_table_ms
     fit_in_place = alone_fit.multiply(whole_session_ms / whole_alone_ms)
@@ -227,7 +230,7 @@ def _fit_node(
     session_ms = [whole_session_ms]
     for name, structure in plan.small_structures.items():
         pipeline = name_small_pipeline(name, precision)
-        if pipeline not in node_ratios:
+        if node not in node_ratios.get(pipeline, {}):
             continue
         kept_units = structure[node]
         ratio = node_ratios[pipeline][node]
