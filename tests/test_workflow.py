@@ -194,7 +194,8 @@ def test_rounds_of_training_go_on_with_pairs_not_seen_before(
     recorded = replace(prepared.run, data=RecordingData(prepared.run.data, loaded))
     reach_target(recorded, prepared=prepared, policy=one_artifact)
     steps = [seed for split, count, seed in loaded if (split, count) == ("train", 4) and seed > 100]
-    assert len(steps) == 14 and len(set(steps)) == 14
+    # Some are loaded twice: the teacher is timed on the next ones.
+    assert len(set(steps)) == 14
     for number in (1, 2):
         rows = json.loads((tmp_path / "r" / f"distill-{number}.json").read_text())
         assert max(row["step"] for row in rows) == 7
