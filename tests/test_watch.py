@@ -82,6 +82,13 @@ def test_a_finished_run_is_told_with_its_verdict(run_folder, tmp_path):
     assert "evaluate" in text
 
 
+def test_lines_are_told_with_the_time_of_the_run(folder):
+    first, second = [line for line, _ in read_progress(folder.progress)]
+    later = [vars(first), {**vars(second), "unix_seconds": first.unix_seconds + 4321}]
+    folder.progress.write_text("".join(json.dumps(line) + "\n" for line in later))
+    assert "4321 s distill" in watch(folder.path)[1]
+
+
 def test_a_folder_without_a_run_is_told(tmp_path):
     code, _ = watch(tmp_path)
     assert code != 0

@@ -36,8 +36,20 @@ class Progress:
     there is a line every few seconds. A program reads one JSON object a line from standard output.
     """
 
-    def __init__(self, form: ProgressForm = "person") -> None:
-        self.began_at = time.monotonic()
+    def __init__(
+        self,
+        form: ProgressForm = "person",
+        *,
+        read_seconds: Callable[[], float] | None = None,
+    ) -> None:
+        """Begin to show progress.
+
+        Args:
+            form: Who reads it.
+            read_seconds: The clock that messages are told by; None: that of this process.
+        """
+        self._read_seconds = read_seconds or time.monotonic
+        self.began_at = self._read_seconds()
         self.stage = ""
         self.stage_began_at = self.began_at
         self.last_line_at = 0.0
@@ -56,7 +68,7 @@ class Progress:
         if self.form == "json":
             write_event(
                 "progress",
-                seconds=round(time.monotonic() - self.began_at, 1),
+                seconds=round(self._read_seconds() - self.began_at, 1),
                 stage=stage,
                 message=message,
                 share=share,
@@ -66,7 +78,7 @@ class Progress:
 
     def _show(self, stage: str, message: str, *, share: float | None) -> None:
         """Show a person where a run is."""
-        now_seconds = time.monotonic()
+        now_seconds = self._read_seconds()
         is_new_stage = stage != self.stage
         if is_new_stage:
             self._keep_line_of_stage(now_seconds)
@@ -103,7 +115,7 @@ class Progress:
 
     def __exit__(self, *error: object) -> None:
         if self.status is not None:
-            self._keep_line_of_stage(time.monotonic())
+            self._keep_line_of_stage(self._read_seconds())
             self.status.stop()
 
 

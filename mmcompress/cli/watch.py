@@ -34,12 +34,16 @@ def watch_command(folder: str, once: bool, as_json: bool, quiet: bool) -> None:
     if not run_folder.progress.exists():
         raise DataError(f"{folder}: no run has begun in this folder")
     offset = 0
-    with Progress(choose_progress_form(as_json, quiet)) as on_progress:
+    lines = [line for line, _ in read_progress(run_folder.progress)]
+    told_at = lines[0].unix_seconds if lines else time.time()
+    form = choose_progress_form(as_json, quiet)
+    with Progress(form, read_seconds=lambda: told_at) as on_progress:
         while True:
             # Looked at first: what is written until the end of the run is read after it.
             is_running = is_held(run_folder)
             for line, end in read_progress(run_folder.progress, offset):
                 offset = end
+                told_at = line.unix_seconds
                 on_progress(line.stage, line.message, line.share)
             if once or not is_running:
                 break
