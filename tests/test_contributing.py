@@ -162,6 +162,7 @@ def test_a_bundle_holds_a_kind_of_node_from_a_plugin(plugins, tiny, tmp_path):
     assert "caption" in pipeline(**pipeline.make_noise_request())
 
 
+@pytest.mark.slow
 def test_a_family_of_a_plugin_passes_its_contract(plugins, tmp_path):
     proofs = prove_marian(tmp_path)
     assert len(proofs) > 12 and all(proof.passed for proof in proofs)

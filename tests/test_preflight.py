@@ -90,6 +90,7 @@ def test_a_disk_that_is_too_full_is_told(tiny_run, monkeypatch):
         check_machine(tiny_run())
 
 
+@pytest.mark.slow
 def test_a_precision_that_does_not_run_here_is_told(tiny_run, tmp_path):
     PRECISIONS.add("broken", "mmcompress.quantize.schemes.no_such:SCHEME", needs_calibration=False)
     try:

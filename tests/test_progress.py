@@ -49,6 +49,7 @@ def test_a_program_reads_one_object_a_line(monkeypatch, capsys):
     assert events[2]["share"] is None and events[2]["seconds"] > events[1]["seconds"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flag", ["--json", "--quiet"])
 def test_a_finished_run_is_told_in_the_form_that_was_asked_for(tiny, run_folder, tmp_path, flag):
     import shutil

@@ -51,6 +51,7 @@ def address(run_folder, monkeypatch):
     thread.join()
 
 
+@pytest.mark.slow
 def test_the_documented_server_answers_eight_clients(address, run_folder, record_property):
     pictures = [encode_picture(seed) for seed in range(10)]
     pipeline = load_bundle(run_folder / "bundle")
