@@ -146,6 +146,8 @@ def test_the_target_counts_what_a_request_holds(dual, tmp_path, machine, request
     run = prepare_run(open_run(dual, tmp_path / "r", overrides=changes, **machine)).run
     held = {"image", "text"} if request_name == "pair" else {request_name}
     assert set(run.load_requests(1)[0]) == held
+    # What is checked and stored runs every node all the same.
+    assert set(run.load_whole_requests("val", 1, seed=1)[0]) == {"image", "text"}
     shutil.copytree(run.folder.baseline, run.folder.bundle)
     with run.seal.open_for_judging():
         quality = estimate_qualities(answer_split(run, "test"))

@@ -103,7 +103,7 @@ def evaluate_artifact(
     if run.spec.report.samples != "none":
         with skip_failed_step(run, "requests in the bundle", skipped=skipped):
             pipeline = load_bundle(run.folder.bundle)
-            requests = run.load_requests(BUNDLE_REQUESTS)
+            requests = run.load_whole_requests("val", BUNDLE_REQUESTS, seed=1)
             write_requests(pipeline, requests, machine=describe_cpu()["name"])
     if measuring:
         latency.measure_until_certain(measuring)

@@ -278,7 +278,7 @@ def _answer_in_precision(
     run: RunContext, dense: Path, *, folder: Path, precision: str, nodes: list[str]
 ) -> None:
     """Write some nodes of the dense bundle in a precision, and let it answer one request."""
-    request = run.load_requests(1)[0]
+    [request] = run.load_whole_requests("val", 1, seed=1)
     bundle = folder / precision
     try:
         quantize_bundle(

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Unpack
 
-from mmcompress.data.base import Dataset, Pairs
+from mmcompress.data.base import Dataset
 from mmcompress.data.check_data import describe_shortage, open_data
 from mmcompress.data.open_dataset import read_all_lookup_texts
 from mmcompress.data.sealed_splits import SealedData, SplitSeal
@@ -178,16 +178,25 @@ class RunContext:
         Returns:
             One dictionary for each request, from the input port to its array or text.
         """
-        return self._make_requests(self.data.load("val", count, seed=1))
+        requests = self.load_whole_requests("val", count, seed=1)
+        timed_input = self.spec.measure.request
+        if timed_input == WHOLE_REQUEST:
+            return requests
+        return [{timed_input: request[timed_input]} for request in requests]
 
-    def _make_requests(self, pairs: Pairs) -> list[dict[str, object]]:
-        """Return the request of every pair, as it is in deployment."""
-        requests: list[dict[str, object]] = []
-        for value, text in zip(pairs.inputs, pairs.texts, strict=True):
-            request = make_request(self.spec.inputs, value, text=text)
-            only = self.spec.measure.request
-            requests.append(request if only == WHOLE_REQUEST else {only: request[only]})
-        return requests
+    def load_whole_requests(self, split: str, count: int, *, seed: int) -> list[dict[str, object]]:
+        """Return requests with every input of the pipeline: they run all of its nodes.
+
+        Args:
+            split: The split that the pairs come from.
+            count: The number of requests.
+            seed: Which pairs are drawn.
+        """
+        pairs = self.data.load(split, count, seed=seed)
+        return [
+            make_request(self.spec.inputs, value, text=text)
+            for value, text in zip(pairs.inputs, pairs.texts, strict=True)
+        ]
 
     def write_bundle(
         self,
@@ -231,11 +240,7 @@ class RunContext:
         if not any(has_static_ranges(name) for name in precision.values()):
             return []
         count = min(self.spec.data.calibration, MAX_STATIC_RANGE_INPUTS)
-        pairs = self.data.load("train", count)
-        return [
-            make_request(self.spec.inputs, value, text=text)
-            for value, text in zip(pairs.inputs, pairs.texts, strict=True)
-        ]
+        return self.load_whole_requests("train", count, seed=0)
 
     @contextmanager
     def time_stage(self, stage: str) -> Iterator[None]:
