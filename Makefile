@@ -6,6 +6,9 @@ TARGET ?= 2x
 SEED ?= 0
 OUT ?= runs/demo-$(TARGET)-s$(SEED)
 
+# Keep compiled files: without them every process of a run and of the tests compiles the project anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test test-fast check docs format clean
 
 install: $(VENV)/.installed

@@ -225,6 +225,7 @@ def test_a_run_profiled_on_another_device_is_not_gone_on_with(run_folder, tiny, 
         workflow.run(tiny / "spec.yaml", tmp_path / "r", resume=True)
 
 
+@pytest.mark.slow
 def test_a_precision_that_the_device_gets_wrong_is_refused(
     tiny, readings, tmp_path, machine, monkeypatch
 ):

@@ -43,7 +43,10 @@ def cut(model, first_too):
 STRUCTURES = ["dense", "pruned", "first attention dropped", "no self-attention left"]
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize(
+    "structure",
+    [pytest.param(s, marks=[] if s == "pruned" else pytest.mark.slow) for s in STRUCTURES],
+)
 def test_every_proof_holds_and_generation_is_the_librarys(
     spec, models, pipeline, batch, tmp_path, structure
 ):
@@ -397,6 +400,7 @@ def test_every_precision_is_deployed_as_it_is_simulated(tmp_path, precision):
     assert torch.equal(layer(x), plain)  # nothing stays rounded
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [p for p in ROUNDED if p not in ("int8", "int8_full")])
 def test_a_bundle_in_every_precision_answers(tiny, tmp_path, precision):
     from mmcompress.data.open_dataset import open_dataset

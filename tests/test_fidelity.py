@@ -131,12 +131,8 @@ FAST = (
     "CLIP, image tower",
     "sentence encoder, mean",
     "open_clip text, a vocabulary of its own",
-    "open_clip ViT",
     "BLIP",
-    "BLIP, matching",
-    "LLaVA",
     "Whisper",
-    "mBART",
 )
 """One of each input, each library, and each way of writing; the rest are not part of the fast suite.
 """
@@ -330,6 +326,7 @@ def test_a_picture_that_is_opened_otherwise_is_noticed(
     assert any(f"most at {name}" in proof.detail for name in noticed)
 
 
+@pytest.mark.slow
 def test_odd_sounds_are_heard_as_what_they_are(tmp_path, copy_export):
     """Stereo of another rate from files, and what the bundle does with channels and rates."""
     folder = tmp_path / "speech"
@@ -348,6 +345,7 @@ def test_odd_sounds_are_heard_as_what_they_are(tmp_path, copy_export):
     assert "of silence nothing is written, on purpose" in proofs["texts"].detail
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["two channels", "8 kHz", "a long sound"])
 def test_a_sound_that_is_opened_otherwise_is_noticed(fault, tmp_path, monkeypatch, copy_export):
     spec, bundle = copy_export(tmp_path, "Whisper")
@@ -418,6 +416,7 @@ def test_a_text_of_another_start_or_end_is_no_tie(written):
     assert make_text_proof("writer", found, notes=[]).passed == is_tie
 
 
+@pytest.mark.slow
 def test_what_is_left_out_is_named(tmp_path, monkeypatch):
     """A model of one's own, what reads it, and an odd input that a library refuses."""
     case = LIBRARY_CASES["mBART"]

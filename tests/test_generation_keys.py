@@ -253,6 +253,7 @@ def test_a_limit_is_the_nodes_then_the_checkpoints_then_the_librarys():
         assemble(make_gpt2(), max_tokens=30)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("beams", [1, 2])
 def test_llava_looks_for_repetition_in_its_prompt_too(tmp_path, beams):

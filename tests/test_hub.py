@@ -383,6 +383,7 @@ def test_open_clips_own_syntax_names_a_model_at_the_hub(hub, tiny, tmp_path):
         load("hf-hub:org/clip", "text_encoder")
 
 
+@pytest.mark.slow
 def test_weights_behind_a_tag_of_open_clip_never_turn_into_a_pickle(hub, tmp_path):
     """open_clip takes a failure for an absent .safetensors, and goes on with the .bin."""
     name = "timm/vit_base_patch32_clip_224.openai"

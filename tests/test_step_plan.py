@@ -122,6 +122,7 @@ class SlowTeacher(Teacher):
         return super().__call__(batch)
 
 
+@pytest.mark.slow
 def test_the_plan_counts_on_what_the_teacher_knows_already(spec, pipeline, models, tmp_path):
     """A second training of the same pairs affords more steps: it has no teacher to wait for."""
     store = TeacherStore(folder=tmp_path / "store", max_bytes=1e9)

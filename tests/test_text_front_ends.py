@@ -237,6 +237,7 @@ def test_a_vocabulary_of_an_old_kind_is_converted(tmp_path):
     assert embed(load_text_encoder(tmp_path), text)[0] == library(text)["input_ids"]
 
 
+@pytest.mark.slow
 def test_a_vocabulary_that_can_not_be_converted_names_the_cure(tmp_path):
     stir(make_siglip()).save_pretrained(tmp_path)
     (tmp_path / "spiece.model").write_bytes(b"\x0a\x0b")
