@@ -27,9 +27,10 @@ GOOD_EXIT_CODES = (0, 3)
 """Done, or the target is missed and the best result is written."""
 
 
-def run_half(seed: int, folder: Path, *, target: str) -> int:
+def run_half(seed: int, folder: Path, *, target: str, effort: str) -> int:
     """Run the pipeline on one deal of the clips, or go on with it; return the exit code."""
     command = [sys.executable, "-m", "mmcompress.cli", "run", SPEC, "--target", target]
+    command += ["--effort", effort]
     command += ["--set", f"data.options.split_seed={seed}", "--out", str(folder), "--resume"]
     return subprocess.run(command, check=False).returncode
 
@@ -58,12 +59,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/speech-halves"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--target", default="1.5x,2x,2.5x,3x")
+    parser.add_argument("--effort", default="normal", choices=["quick", "normal", "best"])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     halves: dict[str, Any] = {}
     for seed in arguments.seeds:
         folder = arguments.out / f"half-{seed}"
-        exit_code = run_half(seed, folder, target=arguments.target)
+        exit_code = run_half(seed, folder, target=arguments.target, effort=arguments.effort)
         results = describe_results(RunFolder(path=folder))
         halves[str(seed)] = {"exit_code": exit_code, "targets": results}
         (arguments.out / "halves.json").write_text(json.dumps(halves, indent=2), encoding="utf-8")
