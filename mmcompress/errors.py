@@ -81,6 +81,10 @@ class MissingPackage(MmcompressError):
         return f"the package '{package}' is needed here: {install}"
 
 
+class PluginWarning(UserWarning):
+    """A plug-in of an installed package can't be imported; everything else is usable."""
+
+
 class ClusterError(MmcompressError):
     """A Ray cluster, a job server or a worker is gone."""
 

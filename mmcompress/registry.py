@@ -3,18 +3,21 @@
 An entry names its code as `"module:attribute"`, or holds the object itself. Beside it stand one
 line for people and the facts that validation asks for, as plain data. Code outside the project
 joins with `plugins: [my.module]` in the spec: that module calls, for example,
-`IMPORTANCE.add("mine", score_mine, "my criterion")` when it is imported.
+`IMPORTANCE.add("mine", score_mine, "my criterion")` when it is imported. An installed package
+joins without a word in the spec: it names such a module as an entry point of `mmcompress.plugins`.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmcompress.errors import MissingPackage, shorten, suggest_nearest
+from mmcompress.errors import MissingPackage, PluginWarning, shorten, suggest_nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,39 @@ def name_missing_packages() -> Iterator[None]:
         raise MissingPackage(package.distribution, package.extra) from error
 
 
+PLUGIN_GROUP = "mmcompress.plugins"
+"""The group of entry points under which an installed package names its modules of plug-ins."""
+
+_begun_groups: set[str] = set()
+"""The groups whose modules are imported, or just being imported."""
+
+
+def import_installed_plugins() -> None:
+    """Import the modules that installed packages name as plug-ins, once in a process.
+
+    They are imported only where a name is asked for that is not known, or where all names are: a
+    command that needs no plug-in does not wait for one.
+    API: https://packaging.python.org/en/latest/specifications/entry-points/
+
+    Warns:
+        PluginWarning: A module can't be imported. The rest is usable.
+    """
+    if PLUGIN_GROUP in _begun_groups:
+        return
+    _begun_groups.add(PLUGIN_GROUP)
+    for plugin in importlib.metadata.entry_points(group=PLUGIN_GROUP):
+        try:
+            plugin.load()
+        except Exception as error:  # a module of someone else's may raise anything
+            package = plugin.dist.name if plugin.dist else "?"
+            warnings.warn(
+                f"the plug-in '{plugin.name}' of the package {package} can't be imported: "
+                f"{type(error).__name__}: {error}",
+                PluginWarning,
+                stacklevel=2,
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RegistryEntry:
     """One name at a plug point."""
@@ -129,8 +165,17 @@ class Registry:
         self._entries[name] = entry
 
     def list_names(self) -> tuple[str, ...]:
-        """Return all names."""
+        """Return all names, those of installed plug-ins too."""
+        import_installed_plugins()
         return tuple(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether there is an entry of that name."""
+        if not isinstance(name, str):
+            return False
+        if name not in self._entries:
+            import_installed_plugins()
+        return name in self._entries
 
     def get_about(self, name: str) -> str:
         """Return the line for people on an entry."""
@@ -142,7 +187,7 @@ class Registry:
 
     def find_problem(self, name: str) -> str | None:
         """Return what is wrong with a name, None when there is an entry of that name."""
-        if name in self._entries:
+        if name in self:
             return None
         return f"unknown {self.noun} '{shorten(name)}'; {suggest_nearest(name, self._entries)}"
 

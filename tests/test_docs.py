@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(#[^)]*)?\)")
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n+)?```(\w+)\n(.*?)```", re.S)
-SHOWN_LANGUAGES = ("text", "json")
+SHOWN_LANGUAGES = ("text", "json", "toml")
 """Languages of what is only shown."""
 
 RUN_ELSEWHERE = {

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -76,3 +78,49 @@ def test_a_name_that_is_taken_is_not_given_to_something_else():
         IMPORTANCE.add("fisher", "another.module:score")
     fisher = "mmcompress.prune.importance.gradients:score_by_fisher"
     IMPORTANCE.add("fisher", fisher, IMPORTANCE.get_about("fisher"), takes_gradients=True)
+
+
+def install_package(folder, code):
+    """Put a package beside its metadata, as pip leaves it, with one entry point."""
+    (folder / "our_criteria.py").write_text(code)
+    metadata = folder / "our_criteria-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: our-criteria\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[mmcompress.plugins]\nours = our_criteria\n")
+
+
+def run_with_package(folder, *words):
+    environment = {**os.environ, "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "mmcompress.cli", *words]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_an_installed_package_joins_without_a_word_in_the_spec(tiny, tmp_path):
+    install_package(
+        tmp_path,
+        "from mmcompress.registry import IMPORTANCE\n"
+        "IMPORTANCE.add('ours', 'our_criteria:score', 'what we look for')\n",
+    )
+    listed = run_with_package(tmp_path, "list", "importance")
+    assert "what we look for" in listed.stdout, listed.stderr
+    spec = (tiny / "spec.yaml").read_text().replace("source: ./", f"source: {tiny}/")
+    (tmp_path / "spec.yaml").write_text(spec + "prune: {importance: ours}\n")
+    code = (
+        "import sys; from mmcompress.graph.load_spec import load_spec;"
+        "print(load_spec(sys.argv[1]).prune.importance, 'torch' in sys.modules)"
+    )
+    read = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "spec.yaml")],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert read.stdout.split() == ["ours", "False"], read.stderr
+
+
+def test_a_broken_package_is_told_and_costs_nothing_else(tmp_path):
+    install_package(tmp_path, "import no_such_module\n")
+    listed = run_with_package(tmp_path, "list", "importance")
+    assert listed.returncode == 0 and "fisher" in listed.stdout
+    assert "'ours' of the package our-criteria can't be imported" in listed.stderr

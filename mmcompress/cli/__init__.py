@@ -15,6 +15,7 @@ import warnings
 import click
 
 from mmcompress.cli.lazy_group import CommandRow, LazyGroup
+from mmcompress.errors import PluginWarning
 from mmcompress.version import __version__
 
 COMMANDS = {
@@ -124,6 +125,7 @@ def main() -> None:
     # Other libraries warn of their own affairs; what this project warns of is for the user.
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=FutureWarning, module=r"mmcompress\.")
+    warnings.filterwarnings("default", category=PluginWarning)
 
 
 def _escape_unprintable_texts() -> None:

@@ -281,7 +281,7 @@ def _check_importance(spec: Spec) -> list[Problem]:
     by_gradient = [
         c
         for c in criteria
-        if c in IMPORTANCE.list_names() and IMPORTANCE.get_fact(c, "takes_gradients")
+        if c in IMPORTANCE and IMPORTANCE.get_fact(c, "takes_gradients")
     ]
     problems: list[Problem] = []
     for name in find_unjoined_encoders(spec) if by_gradient else ():

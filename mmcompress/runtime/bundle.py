@@ -106,7 +106,7 @@ def _list_used_files(manifest: Manifest) -> Iterator[tuple[str, object]]:
         config = node.get("config", {})
         kind_name = node.get("kind")
         # A kind that nobody knows is refused when the bundle is loaded.
-        is_known = kind_name in NODE_KINDS.list_names()
+        is_known = kind_name in NODE_KINDS
         for key in NODE_KINDS.get(kind_name).file_keys if is_known else ():
             if key in config:
                 yield f"graph.nodes.{node_name}.config.{key}", config[key]

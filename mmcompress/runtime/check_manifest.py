@@ -42,7 +42,7 @@ def _check_names(value: object) -> str:
 def _check_input_types(value: object) -> str:
     """Check the inputs of a pipeline."""
     for name, value_type in _iterate_mapping(value):
-        if value_type not in INPUT_TYPES.list_names():
+        if value_type not in INPUT_TYPES:
             return f"'{name}' is of the unknown type {show_value(value_type)}"
     return _check_names(value)
 
@@ -151,7 +151,7 @@ def list_wiring_problems(manifest: Manifest) -> Iterator[str]:
         key = f"graph.nodes.{name}"
         if "." in name or name in graph["inputs"]:
             yield f"{key}: not a name of a node, or that of an input"
-        if node.get("kind") not in NODE_KINDS.list_names():
+        if node.get("kind") not in NODE_KINDS:
             yield f"{key}.kind: this runtime doesn't know {show_value(node.get('kind'))}"
             continue
         kind = NODE_KINDS.get(node["kind"])
@@ -159,7 +159,7 @@ def list_wiring_problems(manifest: Manifest) -> Iterator[str]:
         if kind.ending_output:
             types[f"{name}.{kind.ending_output}"] = "endings"
     for name, node in nodes.items():
-        if node.get("kind") in NODE_KINDS.list_names():
+        if node.get("kind") in NODE_KINDS:
             yield from _list_port_problems(f"graph.nodes.{name}", node, types=types)
     for name, reference in graph["outputs"].items():
         if reference not in types:
