@@ -61,6 +61,9 @@ KEPT_TRIALS = "kept_trials"
 SAMPLER_ORIGIN = "sampler"
 """`Trial.origin` of a proposal of the sampler."""
 
+DASHBOARD_CONSTRAINTS_KEY = "constraints"
+"""System attribute under which optuna-dashboard looks for constraints: a list, as Optuna 4 wrote."""
+
 MAX_REPEATS_PER_TRIAL = 4
 """Known candidates a sampler may propose, per trial of the session, before one is evaluated again.
 
@@ -333,7 +336,7 @@ class _TrialJournal:
         excess_ms = proposal.latency_ms - self.problem.budget_ms
         if optuna_trial is not None:
             optuna_trial.set_user_attr("trial", to_plain(trial))
-            optuna_trial.set_constraint("latency", excess_ms)
+            _set_constraint(optuna_trial, excess_ms)
             self.study.tell(optuna_trial, result["loss"])
             return
         self.study.add_trial(
@@ -345,6 +348,7 @@ class _TrialJournal:
                 value=result["loss"],
                 user_attrs={"trial": to_plain(trial)},
                 constraints={"latency": excess_ms},
+                system_attrs={DASHBOARD_CONSTRAINTS_KEY: [excess_ms]},
             )
         )
 
@@ -359,6 +363,14 @@ class _TrialJournal:
             return
         attributes = {"error": text, "origin": proposal.origin}
         self.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
+
+
+def _set_constraint(optuna_trial: optuna.Trial, excess_ms: float) -> None:
+    """Write by how much a trial exceeds the budget, for Optuna and for optuna-dashboard."""
+    optuna_trial.set_constraint("latency", excess_ms)
+    trial_id = optuna_trial._trial_id
+    key = DASHBOARD_CONSTRAINTS_KEY
+    optuna_trial.storage.set_trial_system_attr(trial_id, key, [excess_ms])
 
 
 def _describe_error(error: BaseException) -> str:
