@@ -381,3 +381,17 @@ def test_submit_without_a_server_is_an_error(tiny, tmp_path):
         "submit", tiny / "spec.yaml", "--address", "http://127.0.0.1:9", "--out", tmp_path / "r"
     )
     assert done.exit_code == 2 and "no job server answers" in done.output
+
+
+def test_quality_is_told_before_and_after_training_in_known_metrics(run_folder):
+    lines = [json.loads(line) for line in (run_folder / "progress.jsonl").read_text().splitlines()]
+    messages = [line.get("message", "") for line in lines]
+    [before] = [m for m in messages if m.startswith("before training, on 16 validation pairs")]
+    [after] = [m for m in messages if m.startswith("after training, on 16 validation pairs")]
+    assert "token_accuracy" in before and "image_to_text_r1" in after and "(dense " in after
+    training = read_record(Summary, run_folder / "summary.json").training
+    shown = {figure.name: figure for figure in training.quality}
+    assert 0 <= shown["token_accuracy"].before <= 1 and shown["token_accuracy"].after is not None
+    assert "| token_accuracy" not in (run_folder / "report.md").read_text()
+    assert "token_accuracy on validation pairs" in (run_folder / "report.md").read_text()
+    assert "<td>token_accuracy</td>" in (run_folder / "report.html").read_text()

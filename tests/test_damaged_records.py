@@ -43,6 +43,7 @@ REMADE = (
     "units",
     "training_checkpoint",
     "training_history",
+    "validation_quality",
     "outcomes",
     "summary",
     "device_check",

@@ -279,9 +279,7 @@ def _check_importance(spec: Spec) -> list[Problem]:
     """Check that no criterion by gradient is asked of an embedding that no loss sees."""
     criteria = re.findall(r"\w+", spec.prune.importance)
     by_gradient = [
-        c
-        for c in criteria
-        if c in IMPORTANCE and IMPORTANCE.get_fact(c, "takes_gradients")
+        c for c in criteria if c in IMPORTANCE and IMPORTANCE.get_fact(c, "takes_gradients")
     ]
     problems: list[Problem] = []
     for name in find_unjoined_encoders(spec) if by_gradient else ():

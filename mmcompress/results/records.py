@@ -483,6 +483,28 @@ TrainingEnd = Literal["steps", "minutes", "patience", "convergence"]
 
 
 @dataclass(frozen=True, kw_only=True)
+class ValidationFigure:
+    """A figure of quality on validation pairs, where texts are given token by token."""
+
+    name: str
+    """What it measures; higher is better."""
+    dense: float
+    """That of the dense pipeline."""
+    before: float
+    """That of the pruned one before its last training."""
+    after: float | None = None
+    """That of the pruned one after it; None until it has ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationQuality:
+    """`validation_quality.json`: what the metrics that people know say of a training."""
+
+    figures: tuple[ValidationFigure, ...]
+    """One for each metric of each node."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     """How long an artifact was trained, and what more training is expected to bring."""
 
@@ -503,6 +525,8 @@ class TrainingResult:
     """Loss of the dense pipeline on the same pairs."""
     loss_of_twice_the_steps: float | None
     """The loss that twice the steps are predicted to bring."""
+    quality: tuple[ValidationFigure, ...] = ()
+    """Quality on the same pairs before and after the last round."""
 
     def describe(self) -> str:
         """Return the result in words."""

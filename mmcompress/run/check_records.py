@@ -18,7 +18,7 @@ from mmcompress.measure.cost_model.drift import ReferenceRuns
 from mmcompress.measure.cost_model.footprint import Footprint
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.devices.bundle_check import BundleCheck
-from mmcompress.results.records import ArtifactJournal, Summary
+from mmcompress.results.records import ArtifactJournal, Summary, ValidationQuality
 from mmcompress.run.answers import SplitAnswers
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.profile import Profile
@@ -67,6 +67,7 @@ def set_damaged_artifact_aside(run: RunContext) -> None:
         setter.check_existing(_check_weight_file, weights)
     for history in folder.list_training_histories():
         setter.check_existing(_check_history, history)
+    setter.check_record(ValidationQuality, folder.validation_quality)
     setter.check_existing(check_checkpoint, folder.training_checkpoint)
     # Weights are of no use without the structure that they were trained for.
     dependents = [folder.weights, folder.training_checkpoint, *folder.list_training_histories()]

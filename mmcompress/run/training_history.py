@@ -8,7 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmcompress.distill.step_plan import predict_loss_of_twice_the_steps
-from mmcompress.results.records import TrainingEnd, TrainingResult
+from mmcompress.results.records import (
+    TrainingEnd,
+    TrainingResult,
+    ValidationFigure,
+    ValidationQuality,
+)
+from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RunFolder
 
 HistoryRows = Sequence[Mapping[str, float]]
@@ -81,7 +87,18 @@ def read_training_result(folder: RunFolder) -> TrainingResult | None:
         loss=loss,
         dense_loss=dense_loss,
         loss_of_twice_the_steps=expected_loss,
+        quality=_read_validation_quality(folder),
     )
+
+
+def _read_validation_quality(folder: RunFolder) -> tuple[ValidationFigure, ...]:
+    """Return quality on validation pairs before and after a training.
+
+    It is empty where the run was begun by a version that did not write it down.
+    """
+    if not folder.validation_quality.exists():
+        return ()
+    return read_record(ValidationQuality, folder.validation_quality).figures
 
 
 def find_last_step(rows: HistoryRows) -> int:

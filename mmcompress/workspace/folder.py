@@ -22,6 +22,7 @@ ARTIFACT_PATTERNS = (
     "weights",
     "fitted.json",
     "distill*.json",
+    "validation_quality.json",
     "outcomes.json",
     "summary.json",
 )
@@ -225,6 +226,11 @@ class RunFolder:
     def training_history(self) -> Path:
         """Losses of the training, or of the last one of several rounds."""
         return self.path / "distill.json"
+
+    @property
+    def validation_quality(self) -> Path:
+        """Quality on validation pairs before and after the training."""
+        return self.path / "validation_quality.json"
 
     def round_history(self, number: int) -> Path:
         """Return the file of the losses of one round; 0 is an earlier artifact's training."""

@@ -11,6 +11,10 @@ from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.models.base import Model
 from mmcompress.prune.sparsity import zero_weights_
+from mmcompress.run.compress.validation_quality import (
+    begin_validation_quality,
+    end_validation_quality,
+)
 from mmcompress.run.training_history import find_last_step
 from mmcompress.search.short_finetune import MAX_VALIDATION_PAIRS, open_teacher
 from mmcompress.workspace.context import RunContext
@@ -86,5 +90,7 @@ def train_pruned_models_(
             checkpoint=checkpoint,
             clock=run.clock,
         )
+        figures = begin_validation_quality(run, models, validation)
         curve = distill_models_(models, inputs, options=options)
+        end_validation_quality(run, models, validation, begun=figures)
     return find_last_step(curve)
