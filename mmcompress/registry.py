@@ -88,7 +88,7 @@ _begun_groups: set[str] = set()
 def import_installed_plugins() -> None:
     """Import the modules that installed packages name as plug-ins, once in a process.
 
-    They are imported only where a name is asked for that is not known, or where all names are: a
+    They are imported only where a name is asked for that is not known, or where all names are. So a
     command that needs no plug-in does not wait for one.
     API: https://packaging.python.org/en/latest/specifications/entry-points/
 

@@ -62,7 +62,7 @@ SAMPLER_ORIGIN = "sampler"
 """`Trial.origin` of a proposal of the sampler."""
 
 DASHBOARD_CONSTRAINTS_KEY = "constraints"
-"""System attribute under which optuna-dashboard looks for constraints: a list, as Optuna 4 wrote."""
+"""System attribute under which optuna-dashboard looks for constraints: a list, as in Optuna 4."""
 
 MAX_REPEATS_PER_TRIAL = 4
 """Known candidates a sampler may propose, per trial of the session, before one is evaluated again.
