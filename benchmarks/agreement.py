@@ -29,12 +29,12 @@ from mmcompress.models.base import Model
 from mmcompress.models.sources import load_models
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.surgery import resize_model_
-from mmcompress.report.page import load_summary
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.text import pad_ids
 from mmcompress.spec.schema import Spec
 from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.load_summary import load_summary
 
 
 @dataclass(frozen=True, kw_only=True)

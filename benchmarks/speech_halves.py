@@ -17,8 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmcompress.report.page import load_summary
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.load_summary import load_summary
 
 SPEC = "pipelines/speech_search.yaml"
 """The pipeline."""

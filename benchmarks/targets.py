@@ -28,11 +28,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmcompress.report.page import load_summary
 from mmcompress.results.records import Summary
 from mmcompress.stats import PerSampleScores, estimate_paired_difference
 from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.load_summary import load_summary
 
 IMAGE_SPEC = "pipelines/clip_captioner.yaml"
 """The image pipeline."""

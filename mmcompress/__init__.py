@@ -22,7 +22,7 @@ _NAMES = {
     "run_targets": "mmcompress.run.run_targets:run_targets",
     "open_run": "mmcompress.workspace.context:open_run",
     "profile": "mmcompress.run.profile:profile_pipeline",
-    "load_summary": "mmcompress.report.page:load_summary",
+    "load_summary": "mmcompress.workspace.load_summary:load_summary",
     "write_report": "mmcompress.report.page:write_report",
     "load_bundle": "mmcompress.runtime.graph:load_bundle",
     "load_modules": "mmcompress.run.load_modules:load_modules",

@@ -31,6 +31,7 @@ class OptionalPackage:
 
 
 OPTIONAL_PACKAGES = {
+    "altair": OptionalPackage(distribution="altair", extra="report"),
     "aiohttp": OptionalPackage(distribution="ray[default]"),
     "cachetools": OptionalPackage(distribution="cachetools"),
     "cmaes": OptionalPackage(distribution="cmaes"),
@@ -46,6 +47,7 @@ OPTIONAL_PACKAGES = {
     "torch": OptionalPackage(distribution="torch"),
     "torchvision": OptionalPackage(distribution="torchvision"),
     "transformers": OptionalPackage(distribution="transformers"),
+    "vl_convert": OptionalPackage(distribution="vl-convert-python", extra="report"),
 }
 """Optional packages by the name that Python imports them by."""
 

@@ -8,10 +8,11 @@ from made_summary import KEPT_UNITS, make_summary
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.report.artifact_rows import describe_structure
-from mmcompress.report.page import load_summary, write_report
+from mmcompress.report.page import write_report
 from mmcompress.results.records import ArtifactRecord, DecodeSteps, FreeWriting
 from mmcompress.run.next_artifact import explain_choice
 from mmcompress.run.run_policy import RunPolicy
+from mmcompress.workspace.load_summary import load_summary
 
 
 def describe(summary):

@@ -32,7 +32,7 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.metrics.answers import Answers, score_answers
 from mmcompress.registry import METRICS
 from mmcompress.report.comparison_pages import write_comparison, write_front
-from mmcompress.report.page import load_summary, write_report
+from mmcompress.report.page import write_report
 from mmcompress.results.target_met import tighten_limits
 from mmcompress.run import answers as asking
 from mmcompress.run.answers import SplitAnswers, list_failed_metrics
@@ -43,6 +43,7 @@ from mmcompress.spec.target import parse_target
 from mmcompress.stats import PerSampleScores
 from mmcompress.storage import hold_room, read_record, replace_file, replace_folder, write_record
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.load_summary import load_summary
 
 CURE = "make room there and give the same command again, a run with --resume"
 

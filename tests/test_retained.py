@@ -13,7 +13,7 @@ from made_summary import make_summary
 
 from mmcompress.cli import main
 from mmcompress.errors import SpecError
-from mmcompress.report.page import load_summary, write_report
+from mmcompress.report.page import write_report
 from mmcompress.results.records import RetainedCheck, SlowerTarget
 from mmcompress.run.slower_targets import find_slower_target, slow_down_target
 from mmcompress.run.warnings import list_warnings
@@ -26,6 +26,7 @@ from mmcompress.stats import (
     estimate_quality_retained,
 )
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.load_summary import load_summary
 
 ARTIFACT = ["search", "train", "export", "evaluate", "report"]
 """What is done for the one artifact of a target."""

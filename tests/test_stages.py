@@ -12,11 +12,11 @@ from made_summary import make_trial
 
 from mmcompress.errors import ClusterError, ProofFailed, SpecError, SplitSealed
 from mmcompress.graph.structure import Candidate
-from mmcompress.report.page import load_summary
 from mmcompress.run.fit_structure import exclude_structures
 from mmcompress.run.next_artifact import Done, plan_artifact
 from mmcompress.run.run_policy import RunPolicy
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.load_summary import load_summary
 
 ARTIFACT = ["search", "train", "export", "evaluate"]
 """What is done for one artifact."""

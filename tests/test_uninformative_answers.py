@@ -9,7 +9,7 @@ from mmcompress.cli.run import _require_determined_quality
 from mmcompress.errors import QualityUndetermined
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.report.comparison_pages import write_front
-from mmcompress.report.page import load_summary, write_report
+from mmcompress.report.page import write_report
 from mmcompress.results.records import LONG_INPUTS, AnswerCounts
 from mmcompress.run.answers import SplitAnswers, estimate_on_long_inputs
 from mmcompress.run.count_answers import count_answers, find_text_judged_nodes
@@ -17,6 +17,7 @@ from mmcompress.run.warnings import list_warnings
 from mmcompress.stats import PerSampleScores, Quality
 from mmcompress.storage import write_record
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.load_summary import load_summary
 
 
 def counts(empty: int, alike: int, *, inputs: int = 100, judged: bool = True) -> AnswerCounts:

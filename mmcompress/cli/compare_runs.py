@@ -18,7 +18,6 @@ from mmcompress.report.compare_runs import (
     write_run_comparison,
 )
 from mmcompress.report.formats import format_milliseconds, format_retained, format_speedup
-from mmcompress.report.page import load_summary
 from mmcompress.results.records import Summary
 from mmcompress.results.run_differences import (
     AllowedDifferences,
@@ -26,6 +25,7 @@ from mmcompress.results.run_differences import (
     check_comparable,
     find_difference,
 )
+from mmcompress.workspace.load_summary import load_summary
 
 PERCENT = re.compile(r"\+?(\d+(?:\.\d+)?)\s*%")
 """A share as a person writes it: `+3%`, `0.5%`."""

@@ -8,8 +8,9 @@ import click
 
 from mmcompress.cli.console import out
 from mmcompress.errors import TargetNotMet
-from mmcompress.report.page import load_summary, write_report
+from mmcompress.report.page import write_report
 from mmcompress.run.adopt_artifacts import adopt_measurements
+from mmcompress.workspace.load_summary import load_summary
 
 
 @click.command("report")

@@ -7,8 +7,8 @@ import json
 import click
 
 from mmcompress.cli.results_table import print_summary
-from mmcompress.report.page import load_summary
 from mmcompress.storage import to_plain
+from mmcompress.workspace.load_summary import load_summary
 
 
 @click.command("show")

@@ -15,9 +15,9 @@ from mmcompress.cli.console import (
     out,
 )
 from mmcompress.errors import DataError
-from mmcompress.report.page import load_summary
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import is_held
+from mmcompress.workspace.load_summary import load_summary
 from mmcompress.workspace.progress_log import read_progress
 
 SECONDS_BETWEEN_LOOKS = 0.5

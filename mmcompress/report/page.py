@@ -15,36 +15,13 @@ from mmcompress.report.charts.waveform import draw_waveform
 from mmcompress.report.fill_templates import write_pages
 from mmcompress.results.records import Prediction, Summary
 from mmcompress.storage import read_record
-from mmcompress.workspace.folder import RESUME_CURE, RunFolder
+from mmcompress.workspace.folder import RunFolder
 
 EFFORT_NOTES = {
     "quick": "Effort: quick. This is a first look; normal effort keeps more at the same target.",
     "best": "Effort: best.",
 }
 """What stands at the top of the report, by level of effort."""
-
-
-def load_summary(folder: str | Path) -> Summary:
-    """Load the summary of a finished run.
-
-    Args:
-        folder: The run folder of one target.
-
-    Returns:
-        The record in `summary.json`: both sides, the target, trials, proofs and warnings.
-
-    Raises:
-        DataError: The run is not finished, the folder holds several runs, or another version wrote
-            it.
-    """
-    run_folder = RunFolder(path=Path(folder))
-    if run_folder.summary.is_file():
-        return read_record(Summary, run_folder.summary, cure=RESUME_CURE)
-    reason = ": not a finished run"
-    finished = run_folder.list_finished_subfolders()
-    if finished:
-        reason = f"; it has several runs in it: {', '.join(finished)}"
-    raise DataError(f"{folder}: no {run_folder.summary.name} in it{reason}")
 
 
 def write_report(summary: Summary, folder: str | Path) -> Path:

@@ -7,12 +7,13 @@ from pathlib import Path
 from mmcompress.errors import DataError
 from mmcompress.measure.devices.bundle_check import BundleCheck
 from mmcompress.report.comparison_pages import write_front
-from mmcompress.report.page import load_summary, write_report
+from mmcompress.report.page import write_report
 from mmcompress.results.records import Summary
 from mmcompress.run.assemble import replace_measurements
 from mmcompress.runtime.bundle import hash_bundle_models
 from mmcompress.storage import read_plain, read_record, write_record
 from mmcompress.workspace.folder import RESUME_CURE, RunFolder
+from mmcompress.workspace.load_summary import load_summary
 
 
 def adopt_measurements(folder: Path, figures: Path) -> Path:

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from mmcompress.errors import ProofFailed
 from mmcompress.report.comparison_pages import write_front
-from mmcompress.report.page import load_summary, write_report
+from mmcompress.report.page import write_report
 from mmcompress.results.records import Summary
 from mmcompress.run.adopt_shared import adopt_shared_records
 from mmcompress.run.artifact_journal import add_artifacts
@@ -36,6 +36,7 @@ from mmcompress.run.teacher_labels import label_by_teacher
 from mmcompress.run.unproved import exclude_unproved, set_unproved_aside
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.load_summary import load_summary
 
 
 def prepare_run(run: RunContext) -> PreparedRun:

@@ -5,46 +5,33 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mmcompress.report.charts.svg import (
-    CHARACTER_WIDTH,
-    WIDTH,
-    Scale,
-    build_svg,
+import altair
+
+from mmcompress.report.charts.vega import (
+    PAGE_WIDTH,
+    Row,
     choose_color,
-    draw_circle,
-    draw_line,
-    draw_text,
-    format_ticks,
-    shorten_text,
+    layer_charts,
+    make_chart,
+    make_label_axis,
+    render_chart,
 )
 from mmcompress.report.formats import format_percent
 from mmcompress.results.records import Summary
 from mmcompress.stats import Quality
 
-COMPARISON_MIN_LEFT = 130.0
-"""Units left of the panels at least, for the names of the methods."""
+METHOD_HEIGHT = 24
+"""Pixels from one row to the next."""
 
-MAX_LEFT = WIDTH / 2.5
-"""Units left of the panels at most; longer names are cut off."""
+LABEL_ROOM = 240
+"""Pixels left of the first panel for the names of the methods."""
 
-PANEL_GAP = 48.0
-"""Units between two panels."""
-
-COMPARISON_TOP = 50.0
-"""Units above the first row, for two lines of title."""
-
-COMPARISON_ROW_STEP = 24.0
-"""Units from one row to the next."""
-
-MIN_RANGE = 1e-6
-"""Least difference between the ends of a scale."""
-
-TICK_WIDTH = 40.0
-"""Units of width of the text of a tick."""
+MIN_PANEL_WIDTH = 80
+"""Pixels of width of a panel at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Method:
     """One method."""
 
     label: str
@@ -55,75 +42,69 @@ class Row:
 
 def draw_comparison(summaries: Mapping[str, Summary]) -> str:
     """Draw each metric of each method with its interval, the dense pipeline first."""
-    rows = _list_rows(summaries)
-    metrics = list(rows[0].quality)
-    longest_label = max(len(row.label) for row in rows)
-    left = min(MAX_LEFT, max(COMPARISON_MIN_LEFT, CHARACTER_WIDTH * longest_label + 20))
-    panel_step = (WIDTH - left) / max(1, len(metrics))
-    elements: list[str] = []
-    for i, row in enumerate(rows):
-        label = shorten_text(row.label, left - 14)
-        y = COMPARISON_TOP + 4 + i * COMPARISON_ROW_STEP
-        elements.append(draw_text(left - 14, y, text=label, anchor="end"))
-    for i, metric in enumerate(metrics):
-        start = left + i * panel_step
-        scale = _fit_scale(rows, metric, start=start, end=start + panel_step - PANEL_GAP)
-        elements += _draw_panel_frame(rows, metric, scale=scale)
-        elements += _draw_panel_rows(rows, metric, scale=scale, color=choose_color(i))
-    height = COMPARISON_TOP + len(rows) * COMPARISON_ROW_STEP + 20
-    return build_svg(WIDTH, height, elements=elements, label="quality of every method")
+    methods = _list_methods(summaries)
+    metrics = list(methods[0].quality)
+    if not metrics:
+        # Only the names of the methods are left to show.
+        metrics = [""]
+    room = (PAGE_WIDTH - LABEL_ROOM) / len(metrics)
+    panels = [
+        _draw_panel(methods, metric, index=i, width=max(MIN_PANEL_WIDTH, room - 30))
+        for i, metric in enumerate(metrics)
+    ]
+    chart = altair.hconcat(*panels, spacing=24)
+    return render_chart(chart, label="quality of every method")
 
 
-def _list_rows(summaries: Mapping[str, Summary]) -> list[Row]:
+def _list_methods(summaries: Mapping[str, Summary]) -> list[Method]:
     """Return the dense pipeline and every method."""
     first = next(iter(summaries.values()))
-    rows = [Row(label="dense 1.00×", quality=first.baseline.quality)]
+    methods = [Method(label="dense 1.00×", quality=first.baseline.quality)]
     for name, summary in summaries.items():
         label = f"{name} {summary.speedup:.2f}×"
-        rows.append(Row(label=label, quality=summary.compressed.quality))
-    return rows
+        methods.append(Method(label=label, quality=summary.compressed.quality))
+    return methods
 
 
-def _fit_scale(rows: Sequence[Row], metric: str, *, start: float, end: float) -> Scale:
-    """Return the scale of a panel, which holds the intervals of all rows."""
-    figures = [row.quality[metric] for row in rows if metric in row.quality]
-    low = min(figure.low for figure in figures)
-    high = max(figure.high for figure in figures)
-    return Scale(low=low, high=max(high, low + MIN_RANGE), start=start, end=end)
+def _draw_panel(
+    methods: Sequence[Method], metric: str, *, index: int, width: float
+) -> altair.LayerChart:
+    """Draw one metric of all methods; the first panel names them."""
+    rows: list[Row] = []
+    for method in methods:
+        quality = method.quality.get(metric)
+        # A metric that failed there has no point.
+        if quality is not None:
+            rows.append(_make_row(method.label, metric, quality=quality))
+    labels = [method.label for method in methods]
+    axis = make_label_axis(labels, grid=True) if index == 0 else None
+    y = altair.Y("method:N", sort=None, title=None, axis=axis, scale=altair.Scale(domain=labels))
+    x = altair.X(
+        "value:Q",
+        title=None,
+        axis=altair.Axis(format=".0%", tickCount=4),
+        scale=altair.Scale(zero=False),
+    )
+    chart = make_chart(rows)
+    is_error_rate = any(
+        method.quality[metric].is_error_rate for method in methods if metric in method.quality
+    )
+    title = altair.TitleParams(text=metric, subtitle="less is better" if is_error_rate else "")
+    layers = layer_charts(
+        chart.mark_rule(aria=False).encode(x=altair.X("low:Q", title=None), x2="high:Q", y=y),
+        chart.mark_circle(size=90, color=choose_color(index), opacity=1).encode(
+            x=x, y=y, description="description:N"
+        ),
+    )
+    return layers.properties(width=width, height=METHOD_HEIGHT * len(methods), title=title)
 
 
-def _draw_panel_frame(rows: Sequence[Row], metric: str, *, scale: Scale) -> list[str]:
-    """Draw the title and the axis of one metric."""
-    width = scale.end - scale.start
-    title = shorten_text(metric, width + PANEL_GAP - 6)
-    elements = [draw_text(scale.start, 14, text=title)]
-    if rows[0].quality[metric].is_error_rate:
-        elements.append(draw_text(scale.start, 29, text="less is better", css="small"))
-    bottom = COMPARISON_TOP + (len(rows) - 0.5) * COMPARISON_ROW_STEP
-    shares = scale.list_ticks(max(3, int(width / TICK_WIDTH)))
-    for share, text in zip(shares, format_ticks(shares, is_share=True), strict=True):
-        x = scale.place(share)
-        elements.append(
-            draw_line((x, COMPARISON_TOP - COMPARISON_ROW_STEP / 2), (x, bottom), css="grid")
-        )
-        elements.append(draw_text(x, bottom + 16, text=text, css="small", anchor="middle"))
-    return elements
-
-
-def _draw_panel_rows(rows: Sequence[Row], metric: str, *, scale: Scale, color: str) -> list[str]:
-    """Draw one metric of all rows, each with its interval."""
-    elements: list[str] = []
-    for i, row in enumerate(rows):
-        quality = row.quality.get(metric)
-        if quality is None:
-            # The metric failed there.
-            continue
-        y = COMPARISON_TOP + i * COMPARISON_ROW_STEP
-        interval_start = (scale.place(quality.low), y)
-        interval_end = (scale.place(quality.high), y)
-        elements.append(draw_line(interval_start, interval_end, css="interval"))
-        x = scale.place(quality.value)
-        elements.append(
-            draw_circle(x, y, radius=5, fill=color, title=format_percent(quality.value))
-        )
-    return elements
+def _make_row(label: str, metric: str, *, quality: Quality) -> Row:
+    """Return the row of one method in the panel of a metric."""
+    return {
+        "method": label,
+        "value": quality.value,
+        "low": quality.low,
+        "high": quality.high,
+        "description": f"{label}, {metric}: {format_percent(quality.value)}",
+    }

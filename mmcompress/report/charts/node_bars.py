@@ -2,159 +2,109 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import altair
 
-from mmcompress.report.charts.svg import (
-    CHARACTER_WIDTH,
-    WIDTH,
-    LegendEntry,
-    Scale,
-    build_svg,
+from mmcompress.report.charts.vega import (
+    LINE_COLOR,
+    PAPER_COLOR,
+    Row,
     choose_color,
-    draw_legend,
-    draw_line,
-    draw_rectangle,
-    draw_text,
+    draw_target_line,
+    fit_page_width,
+    layer_charts,
+    make_chart,
+    make_label_axis,
+    render_chart,
 )
 from mmcompress.results.records import Side, Summary
 
-NODE_BARS_LEFT = 64.0
-"""Units left of the bars, for their names."""
+NODE_BARS_HEIGHT = 210
+"""Pixels of height."""
 
-NODE_BARS_RIGHT = 90.0
-"""Units right of the longest bar, for its milliseconds."""
+OUTSIDE_NAME = "outside the nodes"
+"""What takes time and is no node."""
 
-NODE_BARS_TOP = 26.0
-"""Units above the first bar, for the target."""
+MIN_NAMED_SHARE = 0.06
+"""Share of the longest bar from which a part has room for its milliseconds."""
 
-NODE_BAR_HEIGHT = 34.0
-"""Units of height of a bar."""
-
-NODE_BAR_STEP = 48.0
-"""Units from one bar to the next."""
-
-LEGEND_Y = 140.0
-"""Units from the upper edge to the base line of the legend."""
-
-NODE_BARS_HEIGHT = 150.0
-"""Units of height."""
-
-TARGET_LABEL_WIDTH = 130.0
-"""Units of width of the name of the target."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """A part of a bar."""
-
-    name: str
-    """The node, or what else takes the time."""
-    milliseconds: float
-    """Milliseconds of a request."""
-    fill: str = ""
-    """Colour of a node."""
-    css: str = ""
-    """Class of what is no node."""
+TOTAL_ROOM = 1.14
+"""End of the axis / longest bar: the total stands right of its bar."""
 
 
 def draw_node_bars(summary: Summary) -> str:
     """Draw the milliseconds of every node before and after, and the target as a line."""
     sides = {"before": summary.baseline, "after": summary.compressed}
-    scale = _fit_scale(summary)
-    bars: list[str] = []
-    texts: list[str] = []
-    for row, (name, side) in enumerate(sides.items()):
-        top = NODE_BARS_TOP + row * NODE_BAR_STEP
-        bars += _draw_bar(side, scale, top=top)
-        texts += _draw_bar_texts(side, scale, name=name, top=top)
-    # The line of the target lies under the texts, so that it crosses none of them out.
-    elements = bars + _draw_target(summary.target.latency_ms, scale) + texts
-    elements += draw_legend(NODE_BARS_LEFT, LEGEND_Y, entries=_list_legend(summary.baseline))
-    return build_svg(
-        WIDTH,
-        NODE_BARS_HEIGHT,
-        elements=elements,
-        label="latency by node, before and after compression",
+    parts = [part for name, side in sides.items() for part in _list_parts(name, side)]
+    ends_ms = [float(part["end"]) for part in parts] + [summary.target.latency_ms]
+    longest_ms = max(*ends_ms, *(side.latency_ms.p50 for side in sides.values()))
+    names = [*summary.baseline.nodes, OUTSIDE_NAME]
+    colors = [choose_color(i) for i in range(len(names) - 1)] + [LINE_COLOR]
+    x = altair.X(
+        "start:Q",
+        title="milliseconds of a request",
+        scale=altair.Scale(domain=[0, TOTAL_ROOM * longest_ms or 1.0], nice=False),
     )
+    y = altair.Y("side:N", sort=None, title=None, axis=make_label_axis(["before"]))
+    bars = (
+        make_chart(parts)
+        .mark_bar(height=34)
+        .encode(
+            x=x,
+            x2="end:Q",
+            y=y,
+            color=altair.Color("name:N", sort=None, scale=altair.Scale(domain=names, range=colors)),
+            description="description:N",
+        )
+    )
+    wide = [part for part in parts if float(part["ms"]) > MIN_NAMED_SHARE * longest_ms]
+    figures = make_chart([part for part in wide if part["name"] != OUTSIDE_NAME])
+    totals = make_chart(
+        [_make_total(name, side, parts=parts) for name, side in sides.items()]
+    ).encode(x="end:Q", y=y, text="figure:N")
+    layers = [
+        bars,
+        *draw_target_line(
+            summary.target.latency_ms, text=f"target {summary.target.latency_ms:.2f} ms"
+        ),
+        figures.mark_text(color="#fff", aria=False).encode(x="middle:Q", y=y, text="figure:N"),
+        # The line of the target must not cross the total out.
+        totals.mark_text(
+            align="left", dx=8, fontWeight=600, stroke=PAPER_COLOR, strokeWidth=5, aria=False
+        ),
+        totals.mark_text(align="left", dx=8, fontWeight=600, aria=False),
+    ]
+    chart = fit_page_width(layer_charts(*layers), height=NODE_BARS_HEIGHT)
+    return render_chart(chart, label="latency by node, before and after compression")
 
 
-def _fit_scale(summary: Summary) -> Scale:
-    """Return the scale from milliseconds to units that holds both bars and the target."""
-    longest = max(summary.baseline.latency_ms.p50, summary.target.latency_ms)
-    for side in (summary.baseline, summary.compressed):
-        # Branches that run at the same time add up to more than a request takes.
-        node_ms = sum(node.latency_ms_p50 for node in side.nodes.values())
-        longest = max(longest, side.latency_ms.p50, node_ms)
-    return Scale(low=0.0, high=longest, start=NODE_BARS_LEFT, end=WIDTH - NODE_BARS_RIGHT)
-
-
-def _list_parts(side: Side) -> list[Part]:
-    """Return a part for each node, and one for the time outside of them."""
-    parts: list[Part] = []
-    outside_ms = side.latency_ms.p50
-    for i, (name, node) in enumerate(side.nodes.items()):
-        parts.append(Part(name=name, milliseconds=node.latency_ms_p50, fill=choose_color(i)))
-        outside_ms -= node.latency_ms_p50
+def _list_parts(side_name: str, side: Side) -> list[Row]:
+    """Return a row for each node of a bar, and one for the time outside of them."""
+    node_ms = {name: node.latency_ms_p50 for name, node in side.nodes.items()}
+    outside_ms = side.latency_ms.p50 - sum(node_ms.values())
+    # Branches that run at the same time add up to more than a request takes.
     if outside_ms > 0:
-        parts.append(Part(name="outside the nodes", milliseconds=outside_ms, css="rest"))
+        node_ms[OUTSIDE_NAME] = outside_ms
+    parts: list[Row] = []
+    start = 0.0
+    for name, milliseconds in node_ms.items():
+        parts.append(
+            {
+                "side": side_name,
+                "name": name,
+                "ms": milliseconds,
+                "start": start,
+                "middle": start + milliseconds / 2,
+                "end": start + milliseconds,
+                "figure": f"{milliseconds:.1f}",
+                "description": f"{name}, {side_name}: {milliseconds:.2f} ms",
+            }
+        )
+        start += milliseconds
     return parts
 
 
-def _draw_bar(side: Side, scale: Scale, *, top: float) -> list[str]:
-    """Draw the parts of one bar, one after the other."""
-    elements: list[str] = []
-    spent_ms = 0.0
-    for part in _list_parts(side):
-        start = scale.place(spent_ms)
-        spent_ms += part.milliseconds
-        elements.append(
-            draw_rectangle(
-                start,
-                top,
-                width=scale.place(spent_ms) - start,
-                height=NODE_BAR_HEIGHT,
-                css=part.css,
-                fill=part.fill,
-                title=f"{part.name}: {part.milliseconds:.2f} ms",
-            )
-        )
-    return elements
-
-
-def _draw_bar_texts(side: Side, scale: Scale, *, name: str, top: float) -> list[str]:
-    """Draw the name of a bar, the milliseconds of parts that are wide enough, and the total."""
-    y = top + NODE_BAR_HEIGHT / 2 + 4
-    elements = [draw_text(NODE_BARS_LEFT - 10, y, text=name, anchor="end")]
-    spent_ms = 0.0
-    for part in _list_parts(side):
-        start = scale.place(spent_ms)
-        spent_ms += part.milliseconds
-        end = scale.place(spent_ms)
-        text = f"{part.milliseconds:.1f}"
-        if part.fill and end - start > CHARACTER_WIDTH * len(text) + 8:
-            middle = (start + end) / 2
-            elements.append(draw_text(middle, y, text=text, css="on", anchor="middle"))
-    end = scale.place(max(spent_ms, side.latency_ms.p50))
-    total = f"{side.latency_ms.p50:.2f} ms"
-    elements.append(draw_text(end + 8, y, text=total, css="strong halo"))
-    return elements
-
-
-def _draw_target(target_ms: float, scale: Scale) -> list[str]:
-    """Draw the target as a line through both bars, with its name above them."""
-    x = scale.place(target_ms)
-    bottom = NODE_BARS_TOP + NODE_BAR_STEP + NODE_BAR_HEIGHT + 6
-    line = draw_line((x, NODE_BARS_TOP - 6), (x, bottom), css="target")
-    # The name starts at the line, or ends there where the right edge is near.
-    anchor = "end" if x > WIDTH - TARGET_LABEL_WIDTH else "start"
-    text = f"target {target_ms:.2f} ms"
-    return [line, draw_text(x, NODE_BARS_TOP - 12, text=text, css="small", anchor=anchor)]
-
-
-def _list_legend(side: Side) -> list[LegendEntry]:
-    """Return the colours of the nodes, and of the time outside of them."""
-    entries: list[LegendEntry] = []
-    for i, name in enumerate(side.nodes):
-        entries.append(LegendEntry(label=name, fill=choose_color(i)))
-    entries.append(LegendEntry(label="outside the nodes", css="rest"))
-    return entries
+def _make_total(side_name: str, side: Side, *, parts: list[Row]) -> Row:
+    """Return the row of the total of a bar, which stands at its end."""
+    ends = [float(part["end"]) for part in parts if part["side"] == side_name]
+    end = max([side.latency_ms.p50, *ends])
+    return {"side": side_name, "end": end, "figure": f"{side.latency_ms.p50:.2f} ms"}

@@ -4,116 +4,98 @@ from __future__ import annotations
 
 import math
 
+import altair
+
 from mmcompress.graph.structure import Candidate
-from mmcompress.report.charts.svg import (
-    WIDTH,
-    LegendEntry,
-    Scale,
-    build_svg,
-    draw_circle,
-    draw_legend,
-    draw_line,
-    draw_text,
-    format_ticks,
+from mmcompress.report.charts.vega import (
+    TARGET_COLOR,
+    Row,
+    choose_color,
+    draw_target_line,
+    fit_page_width,
+    layer_charts,
+    make_chart,
+    render_chart,
 )
 from mmcompress.results.records import LEVEL_SWITCH_ORIGIN, Summary, Trial
 
-TRIALS_HEIGHT = 312.0
-"""Units of height."""
+TRIALS_HEIGHT = 330
+"""Pixels of height."""
 
-TRIALS_LEFT = 60.0
-"""Units left of the plot."""
+SHOWN_SHARE = 0.9
+"""Share of the losses that the axis holds; higher ones are drawn at its upper end."""
 
-TRIALS_RIGHT = WIDTH - 16
-"""Units from the left edge to the right end of the plot."""
+SAMPLED_NAME = "sampler or split of the budget"
+"""Series of the trials that the search proposed."""
 
-TRIALS_TOP = 44.0
-"""Units above the plot, for the legend and the name of the target."""
-
-TRIALS_BOTTOM = TRIALS_HEIGHT - 40
-"""Units from the upper edge to the lower end of the plot."""
-
-SHOWN_SHARE = 0.95
-"""Share of the trials whose loss fits the scale. Higher losses lie at its upper end, so that a few
-collapsed trials don't press all others together."""
-
-TRIALS_LEGEND = (
-    LegendEntry(label="sampler or split of the budget", css="trial"),
-    LegendEntry(label="level switch around the best", css="mutation"),
-)
-"""What the colours say."""
+SWITCHED_NAME = "level switch of the best structure"
+"""Series of the trials next to the best one."""
 
 
 def draw_trials(summary: Summary) -> str:
     """Draw a circle for each trial; the chosen one is ringed. Nothing when there are no trials."""
     if not summary.trials:
         return ""
-    latency_scale = _fit_latency_scale(summary)
-    loss_scale = _fit_loss_scale(summary.trials)
-    elements = _draw_axes(latency_scale, loss_scale)
-    elements += draw_legend(TRIALS_LEFT, 12, entries=TRIALS_LEGEND)
-    target_x = latency_scale.place(summary.target.latency_ms)
-    elements.append(draw_line((target_x, TRIALS_TOP - 4), (target_x, TRIALS_BOTTOM), css="target"))
-    anchor = "end" if target_x > WIDTH / 2 else "start"
-    elements.append(draw_text(target_x, TRIALS_TOP - 8, text="target", css="small", anchor=anchor))
-    chosen_trial = _find_chosen_trial(summary)
-    for trial in summary.trials:
-        x = latency_scale.place(trial.latency_ms)
-        y = loss_scale.place(_limit_loss(trial.loss, loss_scale.high))
-        css = "trial mutation" if trial.origin == LEVEL_SWITCH_ORIGIN else "trial"
-        elements.append(draw_circle(x, y, radius=4, css=css, title=_describe_trial(trial)))
-        if trial is chosen_trial:
-            elements.append(draw_circle(x, y, radius=8, css="chosen"))
-    return build_svg(WIDTH, TRIALS_HEIGHT, elements=elements, label="trials of the search")
-
-
-def _fit_latency_scale(summary: Summary) -> Scale:
-    """Return the scale that holds every trial and the target."""
-    latencies = [trial.latency_ms for trial in summary.trials]
-    latencies.append(summary.target.latency_ms)
-    return Scale(
-        low=min(latencies) * 0.98, high=max(latencies) * 1.02, start=TRIALS_LEFT, end=TRIALS_RIGHT
+    lowest, highest = _find_loss_range(summary.trials)
+    latencies = [trial.latency_ms for trial in summary.trials] + [summary.target.latency_ms]
+    x = altair.X(
+        "latency:Q",
+        title="predicted latency, ms",
+        scale=altair.Scale(
+            domain=[0.98 * min(latencies), 1.02 * max(latencies)], nice=False, zero=False
+        ),
     )
+    y = altair.Y(
+        "loss:Q",
+        title="loss",
+        scale=altair.Scale(domain=[0.95 * lowest, 1.05 * highest], nice=False, zero=False),
+    )
+    rows = [_make_row(trial, highest) for trial in summary.trials]
+    color = altair.Color(
+        "origin:N",
+        sort=None,
+        scale=altair.Scale(
+            domain=[SAMPLED_NAME, SWITCHED_NAME], range=[choose_color(0), choose_color(1)]
+        ),
+    )
+    circles = make_chart(rows).mark_circle(size=60, opacity=0.8)
+    layers = [
+        circles.encode(x=x, y=y, color=color, description="description:N"),
+        *draw_target_line(summary.target.latency_ms, text="target"),
+    ]
+    chosen = _find_chosen_trial(summary)
+    if chosen is not None:
+        ring = make_chart([_make_row(chosen, highest)])
+        layers.append(
+            ring.mark_point(size=220, color=TARGET_COLOR, strokeWidth=2).encode(
+                x=x, y=y, description="ring:N"
+            )
+        )
+    chart = fit_page_width(layer_charts(*layers), height=TRIALS_HEIGHT)
+    return render_chart(chart, label="trials of the search")
 
 
-def _fit_loss_scale(trials: tuple[Trial, ...]) -> Scale:
-    """Return the scale that holds all losses but the highest."""
+def _find_loss_range(trials: tuple[Trial, ...]) -> tuple[float, float]:
+    """Return the lowest loss, and the highest one but for the worst trials."""
     losses = sorted(trial.loss for trial in trials if math.isfinite(trial.loss))
     if not losses:
-        return Scale(low=0.0, high=0.0, start=TRIALS_TOP, end=TRIALS_TOP)
-    highest_shown = losses[min(len(losses) - 1, int(len(losses) * SHOWN_SHARE))]
-    return Scale(
-        low=losses[0] * 0.95, high=highest_shown * 1.05, start=TRIALS_BOTTOM, end=TRIALS_TOP
-    )
+        return 0.0, 1.0
+    highest = losses[min(len(losses) - 1, int(len(losses) * SHOWN_SHARE))]
+    return losses[0], highest if highest > 0 else 1.0
 
 
-def _limit_loss(loss: float, highest: float) -> float:
-    """Return the loss at which a trial is drawn: the upper end for what is higher or no number."""
-    return min(loss, highest) if math.isfinite(loss) else highest
-
-
-def _draw_axes(latency_scale: Scale, loss_scale: Scale) -> list[str]:
-    """Draw the grid, the ticks and the names of both axes."""
-    elements: list[str] = []
-    losses = loss_scale.list_ticks()
-    for loss, text in zip(losses, format_ticks(losses), strict=True):
-        y = loss_scale.place(loss)
-        elements.append(draw_line((TRIALS_LEFT, y), (TRIALS_RIGHT, y), css="grid"))
-        elements.append(draw_text(TRIALS_LEFT - 8, y + 4, text=text, css="small", anchor="end"))
-    latencies = latency_scale.list_ticks()
-    for latency_ms, text in zip(latencies, format_ticks(latencies), strict=True):
-        x = latency_scale.place(latency_ms)
-        elements.append(draw_text(x, TRIALS_BOTTOM + 18, text=text, css="small", anchor="middle"))
-    middle = (TRIALS_LEFT + TRIALS_RIGHT) / 2
-    elements.append(
-        draw_text(
-            middle, TRIALS_HEIGHT - 4, text="predicted latency, ms", css="small", anchor="middle"
-        )
-    )
-    elements.append(
-        draw_text(TRIALS_LEFT - 8, TRIALS_TOP - 8, text="loss", css="small", anchor="end")
-    )
-    return elements
+def _make_row(trial: Trial, highest: float) -> Row:
+    """Return the row of a trial; it lies at the upper end where its loss is higher or no number."""
+    loss = min(trial.loss, highest) if math.isfinite(trial.loss) else highest
+    is_switched = trial.origin == LEVEL_SWITCH_ORIGIN
+    figures = f"{trial.latency_ms:.2f} ms, loss {trial.loss:.3f}"
+    return {
+        "latency": trial.latency_ms,
+        "loss": loss,
+        "origin": SWITCHED_NAME if is_switched else SAMPLED_NAME,
+        "description": f"trial {trial.number} ({trial.origin}): {figures}",
+        "ring": f"chosen: trial {trial.number}",
+    }
 
 
 def _find_chosen_trial(summary: Summary) -> Trial | None:
@@ -124,9 +106,3 @@ def _find_chosen_trial(summary: Summary) -> Trial | None:
         if trial.candidate == chosen_candidate:
             return trial
     return None
-
-
-def _describe_trial(trial: Trial) -> str:
-    """Return what is shown under the mouse."""
-    figures = f"{trial.latency_ms:.2f} ms, loss {trial.loss:.3f}"
-    return f"trial {trial.number} ({trial.origin}): {figures}"

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mmcompress.report.charts.svg import build_svg, draw_rectangle
+import altair
 
-COLUMN_WIDTH = 2.0
-"""Units from one column to the next."""
+from mmcompress.report.charts.vega import Row, choose_color, make_chart, render_chart
 
-BAR_WIDTH = 1.4
-"""Units of width of a column."""
+WAVEFORM_WIDTH = 200
+"""Pixels of width."""
 
-WAVEFORM_HEIGHT = 40.0
-"""Units of height."""
+WAVEFORM_HEIGHT = 36
+"""Pixels of height."""
 
-MIN_BAR_HEIGHT = 1.0
-"""Units of height of a silent column, so that it is seen."""
+SILENT_HEIGHT = 0.02
+"""Height of a silent piece, so that it is seen; the loudest one has 1."""
 
 
 def draw_waveform(peaks: Sequence[float]) -> str:
@@ -28,15 +27,15 @@ def draw_waveform(peaks: Sequence[float]) -> str:
     if not peaks:
         return ""
     loudest = max(max(peaks), 1e-6)
-    elements: list[str] = []
+    rows: list[Row] = []
     for i, peak in enumerate(peaks):
-        height = max(peak / loudest * WAVEFORM_HEIGHT, MIN_BAR_HEIGHT)
-        top = (WAVEFORM_HEIGHT - height) / 2
-        elements.append(draw_rectangle(i * COLUMN_WIDTH, top, width=BAR_WIDTH, height=height))
-    return build_svg(
-        len(peaks) * COLUMN_WIDTH,
-        WAVEFORM_HEIGHT,
-        elements=elements,
-        label="waveform of the sound",
-        attributes={"class": "waveform", "preserveAspectRatio": "none"},
+        height = max(peak / loudest, SILENT_HEIGHT)
+        rows.append({"piece": i, "low": -height, "high": height})
+    bars = make_chart(rows).mark_bar(color=choose_color(0), aria=False)
+    chart = bars.encode(
+        x=altair.X("piece:O", axis=None),
+        y=altair.Y("low:Q", axis=None, scale=altair.Scale(domain=[-1, 1])),
+        y2="high:Q",
     )
+    sized = chart.properties(width=WAVEFORM_WIDTH, height=WAVEFORM_HEIGHT)
+    return render_chart(sized, label="waveform of the sound")

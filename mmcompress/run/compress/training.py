@@ -90,7 +90,7 @@ def train_pruned_models_(
             checkpoint=checkpoint,
             clock=run.clock,
         )
-        figures = begin_validation_quality(run, models, validation)
+        figures = begin_validation_quality(run, models, validation=validation)
         curve = distill_models_(models, inputs, options=options)
-        end_validation_quality(run, models, validation, begun=figures)
+        end_validation_quality(run, models, validation=validation, begun=figures)
     return find_last_step(curve)

@@ -20,11 +20,11 @@ NOTABLE_QUALITY_SHARE = 0.9
 
 
 def begin_validation_quality(
-    run: RunContext, models: Mapping[str, Model], validation: Batch
+    run: RunContext, models: Mapping[str, Model], *, validation: Batch
 ) -> tuple[ValidationFigure, ...]:
     """Measure the dense and the untrained models on validation pairs, tell and record it."""
-    dense = _compute_figures(run, run.models, validation)
-    before = _compute_figures(run, models, validation)
+    dense = _compute_figures(run, run.models, validation=validation)
+    before = _compute_figures(run, models, validation=validation)
     figures = tuple(
         ValidationFigure(name=name, dense=dense[name], before=before[name]) for name in before
     )
@@ -37,12 +37,12 @@ def begin_validation_quality(
 def end_validation_quality(
     run: RunContext,
     models: Mapping[str, Model],
-    validation: Batch,
     *,
+    validation: Batch,
     begun: tuple[ValidationFigure, ...],
 ) -> None:
     """Measure the trained models on the same pairs, tell and record it."""
-    after = _compute_figures(run, models, validation)
+    after = _compute_figures(run, models, validation=validation)
     figures = tuple(replace(figure, after=after[figure.name]) for figure in begun)
     parts = [f"{f.name} {after[f.name]:.0%} (dense {f.dense:.0%})" for f in figures]
     _tell(run, f"after training, on {len(validation)} validation pairs: {', '.join(parts)}")
@@ -57,7 +57,7 @@ def end_validation_quality(
 
 
 def _compute_figures(
-    run: RunContext, models: Mapping[str, Model], validation: Batch
+    run: RunContext, models: Mapping[str, Model], *, validation: Batch
 ) -> dict[str, float]:
     """Return every figure of quality on the pairs, higher is better."""
     outputs = run.pipeline.forward_in_pieces(dict(models), validation)

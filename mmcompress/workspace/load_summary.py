@@ -1,0 +1,33 @@
+"""Loads the record of a finished run. No torch, and nothing that draws."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmcompress.errors import DataError
+from mmcompress.results.records import Summary
+from mmcompress.storage import read_record
+from mmcompress.workspace.folder import RESUME_CURE, RunFolder
+
+
+def load_summary(folder: str | Path) -> Summary:
+    """Load the summary of a finished run.
+
+    Args:
+        folder: The run folder of one target.
+
+    Returns:
+        The record in `summary.json`: both sides, the target, trials, proofs and warnings.
+
+    Raises:
+        DataError: The run is not finished, the folder holds several runs, or another version wrote
+            it.
+    """
+    run_folder = RunFolder(path=Path(folder))
+    if run_folder.summary.is_file():
+        return read_record(Summary, run_folder.summary, cure=RESUME_CURE)
+    reason = ": not a finished run"
+    finished = run_folder.list_finished_subfolders()
+    if finished:
+        reason = f"; it has several runs in it: {', '.join(finished)}"
+    raise DataError(f"{folder}: no {run_folder.summary.name} in it{reason}")
