@@ -32,7 +32,7 @@ DOORS = {
     "emoji": {"data/emoji_characters.py"},
     "soundfile": {"runtime/sound_files.py"},
     "soxr": {"runtime/sound_files.py"},
-    "altair": {f"report/charts/{path.name}" for path in PACKAGE.glob("report/charts/*.py")},
+    "altair": {f"report/charts/{path.name}" for path in PACKAGE.glob("report/charts/[a-z]*.py")},
     "vl_convert": {"report/charts/vega.py"},
 }
 """Where an optional package may be imported."""

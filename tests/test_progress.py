@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from mmcompress.cli import console, main
+from mmcompress.cli.live_view import LiveState, draw_state
 
 
 def show(monkeypatch, form="person", *, on_terminal):
@@ -28,6 +29,34 @@ def show(monkeypatch, form="person", *, on_terminal):
 def test_a_terminal_keeps_a_line_of_every_finished_stage(monkeypatch):
     shown = show(monkeypatch, on_terminal=True)
     assert "done" in shown and shown.count("done") == 2
+
+
+def test_the_live_view_tells_share_times_and_forecast():
+    state = LiveState(
+        stage="search",
+        message="trial 9 of 12: best loss 0.010 at 4.20 ms",
+        share=0.75,
+        stage_seconds=90.0,
+        run_seconds=3700.0,
+        forecast="about 6 min left for this artifact",
+    )
+    text = io.StringIO()
+    Console(file=text, width=100).print(draw_state(state))
+    shown = text.getvalue()
+    assert "search" in shown and "75%, 1:30 passed, 0:30 left" in shown
+    assert "best loss 0.010 at 4.20 ms" in shown
+    assert "1:01:40 since the start; about 6 min left for this artifact" in shown
+
+
+def test_a_forecast_ends_no_stage(monkeypatch):
+    text = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=text, force_terminal=True, width=200))
+    seconds = iter(range(0, 5000, 5))
+    with console.Progress(read_seconds=lambda: float(next(seconds))) as on_progress:
+        on_progress("search", "trial 1", 0.1)
+        on_progress("time", "about 6 min left", None)
+        on_progress("search", "trial 2", 0.5)
+    assert text.getvalue().count("done") == 1
 
 
 def test_lines_of_a_log_are_not_wrapped(monkeypatch):

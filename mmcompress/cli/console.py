@@ -11,6 +11,8 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
+from mmcompress.cli.live_view import FORECAST_STAGE, LiveState, LiveView
+
 out = Console(highlight=False)
 """Results."""
 
@@ -55,7 +57,11 @@ class Progress:
         self.last_line_at = 0.0
         self.form = form
         is_live = form == "person" and err.is_terminal
-        self.status = err.status("") if is_live else None
+        self.message = ""
+        self.share: float | None = None
+        self.forecast = ""
+        # The view asks for the state at once.
+        self.view = LiveView(err, self._describe_state) if is_live else None
 
     def __call__(self, stage: str, message: str, share: float | None) -> None:
         """Show where a run is.
@@ -79,6 +85,11 @@ class Progress:
     def _show(self, stage: str, message: str, *, share: float | None) -> None:
         """Show a person where a run is."""
         now_seconds = self._read_seconds()
+        if stage == FORECAST_STAGE:
+            # It tells of the whole run, in the middle of a stage.
+            self.forecast = message
+            err.print(self._write_line(now_seconds, stage, text=f"  {escape(message)}"))
+            return
         is_new_stage = stage != self.stage
         if is_new_stage:
             self._keep_line_of_stage(now_seconds)
@@ -86,11 +97,12 @@ class Progress:
             self.stage_began_at = now_seconds
         percent = "" if share is None else f" {share:4.0%}"
         line = self._write_line(now_seconds, stage, text=f"{percent}  {escape(message)}")
-        if self.status is not None:
-            self.status.start()
-            self.status.update(line)
+        if self.view is not None:
             if share is None:
                 err.print(line)
+            self.message = message
+            self.share = share
+            self.view.start()
         elif (
             is_new_stage or share is None or now_seconds - self.last_line_at > SECONDS_BETWEEN_LINES
         ):
@@ -98,10 +110,22 @@ class Progress:
             # A log has lines of any length.
             err.print(line, soft_wrap=True)
 
+    def _describe_state(self) -> LiveState:
+        """Return the state of the moment, for the live view."""
+        now_seconds = self._read_seconds()
+        return LiveState(
+            stage=self.stage,
+            message=self.message,
+            share=self.share,
+            stage_seconds=now_seconds - self.stage_began_at,
+            run_seconds=now_seconds - self.began_at,
+            forecast=self.forecast,
+        )
+
     def _keep_line_of_stage(self, now_seconds: float) -> None:
         """Leave a line of the stage that is over, on a terminal."""
         stage_seconds = now_seconds - self.stage_began_at
-        if self.status is not None and self.stage and stage_seconds >= MIN_TOLD_SECONDS:
+        if self.view is not None and self.stage and stage_seconds >= MIN_TOLD_SECONDS:
             done = f"  [green]done[/green] in {stage_seconds:.0f} s"
             err.print(self._write_line(now_seconds, self.stage, text=done))
 
@@ -114,9 +138,9 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.status is not None:
+        if self.view is not None:
             self._keep_line_of_stage(self._read_seconds())
-            self.status.stop()
+            self.view.stop()
 
 
 def write_event(event: str, **facts: object) -> None:
