@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import Literal, TextIO, TypeVar
 
 import click
 from rich.console import Console
@@ -13,10 +14,21 @@ from rich.markup import escape
 
 from mmcompress.cli.live_view import FORECAST_STAGE, LiveState, LiveView
 
-out = Console(highlight=False)
+PIPE_WIDTH = 160
+"""Columns of a table where there is no terminal."""
+
+
+def _make_console(stream: TextIO) -> Console:
+    """Make a console that breaks no line: a terminal does that, and a pipe needs none broken."""
+    width = None if stream.isatty() else PIPE_WIDTH
+    is_error_stream = stream is sys.stderr
+    return Console(stderr=is_error_stream, highlight=False, soft_wrap=True, width=width)
+
+
+out = _make_console(sys.stdout)
 """Results."""
 
-err = Console(stderr=True, highlight=False)
+err = _make_console(sys.stderr)
 """Progress, warnings and errors."""
 
 SECONDS_BETWEEN_LINES = 10

@@ -17,6 +17,7 @@ from mmcompress.spec.overrides import (
     rename_old_keys,
     split_key,
 )
+from mmcompress.spec.pipeline_templates import describe_shipped_pipeline
 from mmcompress.storage import InvalidValue, build_record, read_text_file
 
 RecordType = TypeVar("RecordType")
@@ -74,7 +75,8 @@ class YamlSource:
         try:
             text = read_text_file(self.path)
         except DataError as error:
-            raise SpecError(str(error)) from error
+            hint = "" if self.path.exists() else describe_shipped_pipeline(self.path)
+            raise SpecError(f"{error}{hint}") from error
         try:
             root = yaml.compose(text, Loader=SpecYaml)
         except yaml.YAMLError as error:

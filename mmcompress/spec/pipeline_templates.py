@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompress.errors import SpecError
+from mmcompress.registry import PIPELINE_TEMPLATES
 from mmcompress.version import CHECKOUT_FOLDER
 
 TARGET_LINE = re.compile(r"^target:[^#\n]*?(?=[ ]*(?:#|$))", re.M)
@@ -59,6 +60,19 @@ def locate_shipped_file(folder: str, name: str) -> Path:
     if (CHECKOUT_FOLDER / relative).exists():
         return CHECKOUT_FOLDER / relative
     return Path(sysconfig.get_path("data")) / "share" / "mmcompress" / relative
+
+
+def describe_shipped_pipeline(missing: Path) -> str:
+    """Return how to get a shipped pipeline that a path seems to mean; empty where it means none.
+
+    Args:
+        missing: A path without a file: a shipped file's name, or a pipeline's.
+    """
+    for name in PIPELINE_TEMPLATES.list_names():
+        template: PipelineTemplate = PIPELINE_TEMPLATES.get(name)
+        if missing.name in (template.file, name):
+            return f"; `mmcompress init --template {name} --out {template.file}` writes it here"
+    return ""
 
 
 def fill_template(
