@@ -219,6 +219,18 @@ def test_help_names_every_method_and_table(spec):
     assert sorted(TABLES) == sorted({c.table for c in list_cells(spec)})
 
 
+def test_a_crash_inside_a_library_leaves_the_lines_that_led_there():
+    code = (
+        "import ctypes, sys\n"
+        "from mmcompress.cli import main\n"
+        "sys.argv = ['mmcompress', 'list', 'importance']\n"
+        "try: main()\n"
+        "except SystemExit: ctypes.string_at(0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode < 0 and "Current thread" in done.stderr
+
+
 def test_help_imports_no_command():
     code = (
         "import sys\n"

@@ -6,6 +6,7 @@ command at all.
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import logging
 import os
@@ -116,6 +117,9 @@ COMMANDS = {
 def main() -> None:
     """Compress a multi-model multimodal pipeline to an end-to-end latency target."""
     _escape_unprintable_texts()
+    if sys.__stderr__ is not None and not faulthandler.is_enabled():
+        # A crash inside a library of C++ then leaves the Python lines that led there.
+        faulthandler.enable(sys.__stderr__)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
