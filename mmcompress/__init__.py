@@ -42,5 +42,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """List the public names as well, for completion at a prompt."""
-    return sorted({*globals(), *__all__})
+    """List the public names, for completion at a prompt."""
+    return sorted(__all__)
