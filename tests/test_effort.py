@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from mmcompress.graph.load_spec import load_document, load_spec
-from mmcompress.spec.effort import CHANGES, SECTIONS
+from mmcompress.spec.effort import CHANGES, SECTIONS, apply_effort
 from mmcompress.spec.schema import Spec
 
 
@@ -88,3 +88,12 @@ def test_a_wrong_value_is_still_told_with_its_line(write_spec):
     assert "trials" in message and "effort" in message and "quick" in message
     with pytest.raises(SpecError, match="trials"):
         load_spec(path, {"effort": "quick"})
+
+
+def test_minutes_that_a_file_writes_as_a_whole_number_stay_minutes():
+    for minutes in (1, 2, 4, 5):
+        changed = apply_effort({"effort": "quick", "distill": {}}, {"effort": "quick"})
+        assert changed["distill"]["minutes"] > 0
+        data = {"effort": "quick", "distill": {"minutes": minutes}}
+        scaled = apply_effort(data, {"effort": "quick"})["distill"]["minutes"]
+        assert scaled == pytest.approx(max(minutes / 8, min(0.5, minutes)))

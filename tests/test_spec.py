@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -547,3 +548,13 @@ def test_options_beside_an_unknown_kind_are_not_wrong(tiny, tmp_path):
         load_spec(edited(tiny, tmp_path, "kind: nearest", "kind: nearst"))
     assert "unknown kind of node 'nearst'" in str(caught.value)
     assert "prior" not in str(caught.value)
+
+
+def test_metrics_that_nobody_wrote_are_those_that_fit(tmp_path):
+    """A dual encoder writes no captions: the default must not ask for them."""
+    text = (ROOT / "pipelines/retrieval.yaml").read_text()
+    without = re.sub(r"^metrics:.*\n", "", text, flags=re.M)
+    assert without != text or "metrics" not in text
+    (tmp_path / "spec.yaml").write_text(without)
+    spec = load_spec(tmp_path / "spec.yaml")
+    assert [metric.kind for metric in spec.metrics] == ["retrieval"]

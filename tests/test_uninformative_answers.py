@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from made_summary import make_summary
 
@@ -113,3 +115,11 @@ def test_word_errors_of_what_is_longer_than_the_window_are_told():
         "wer on them is 30.0% before and 30.0% after"
     )
     assert expected in warnings
+
+
+def test_a_model_without_a_block_is_warned_of():
+    summary = make_summary()
+    emptied = {node: {b.name: 0 for b in blocks} for node, blocks in summary.blocks.items()}
+    warned = list_warnings(replace(summary, kept_units={**emptied, "captioner": {}}))
+    assert any("block of vision was dropped" in warning for warning in warned)
+    assert not any("was dropped" in warning for warning in list_warnings(summary))

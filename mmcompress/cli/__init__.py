@@ -23,6 +23,7 @@ COMMANDS = {
     "run": CommandRow(
         target="mmcompress.cli.run:run_command",
         about="Compress a pipeline to its latency target.",
+        is_resumable=True,
     ),
     "init": CommandRow(
         target="mmcompress.cli.init:init_command",
@@ -43,6 +44,7 @@ COMMANDS = {
     "profile": CommandRow(
         target="mmcompress.cli.profile:profile_command",
         about="Measure the dense pipeline: every node and block, with its modality.",
+        is_resumable=True,
     ),
     "watch": CommandRow(
         target="mmcompress.cli.watch:watch_command",
@@ -63,10 +65,12 @@ COMMANDS = {
     "compare": CommandRow(
         target="mmcompress.cli.compare:compare_command",
         about="Compare the search with other methods at equal latency.",
+        is_resumable=True,
     ),
     "ablate": CommandRow(
         target="mmcompress.cli.ablate:ablate_command",
         about="Measure what each part of the recipe brings.",
+        is_resumable=True,
     ),
     "predict": CommandRow(
         target="mmcompress.cli.predict:predict_command",
@@ -91,6 +95,11 @@ COMMANDS = {
     "submit": CommandRow(
         target="mmcompress.cli.submit:submit_command",
         about="Run the same command as a job on a Ray cluster.",
+        is_resumable=True,
+    ),
+    "job": CommandRow(
+        target="mmcompress.cli.job:job_command",
+        about="Look after a run on a cluster: status, logs, stop, fetch.",
     ),
     "doctor": CommandRow(
         target="mmcompress.cli.doctor:doctor_command",

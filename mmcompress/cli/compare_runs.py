@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from mmcompress.cli.console import out
 from mmcompress.cli.results_table import print_path
@@ -75,8 +75,10 @@ def compare_runs_command(
         latency=parse_percent(max_latency, option="--max-latency"),
         drop=parse_percent(max_drop, option="--max-drop"),
     )
-    if len(set(folders)) < 2:
+    if len(folders) < 2:
         raise SpecError("compare-runs needs two runs or more")
+    if len(set(folders)) < len(folders):
+        raise SpecError("compare-runs got the same run twice; name each once")
     runs = {name: load_summary(name) for name in folders}
     check_comparable(runs)
     reference = runs[folders[0]]
@@ -102,7 +104,16 @@ def print_runs(runs: dict[str, Summary], differences: dict[str, RunDifference]) 
     """Print the runs side by side, with their differences from the first one."""
     devices = name_devices(runs)
     first = next(iter(runs.values()))
-    table = Table("run", "speedup", "retained", "latency", "drop", box=None, title=first.pipeline)
+    # A name that is cut off tells nobody which run it is.
+    table = Table(
+        Column("run", overflow="fold"),
+        "speedup",
+        "retained",
+        "latency",
+        "drop",
+        box=None,
+        title=first.pipeline,
+    )
     for name in devices.values():
         table.add_column(f"p50 on {name}", justify="right")
     for name, run in runs.items():

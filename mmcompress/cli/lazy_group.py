@@ -27,6 +27,8 @@ class CommandRow:
     """`module:function` of the command."""
     about: str
     """Its line in the help of the group."""
+    is_resumable: bool = False
+    """Whether it has the flag `--resume`. An interruption must not import the command to see."""
 
 
 class LazyGroup(click.Group):
@@ -90,13 +92,12 @@ class LazyGroup(click.Group):
             (argument for argument in self.arguments if argument in self.commands_by_name), ""
         )
         row = self.commands_by_name.get(name)
-        command = resolve_entry(row.target) if row else None
-        if command is None or not any(option.name == "resume" for option in command.params):
+        if row is None or not row.is_resumable:
             return ""
         arguments = list(self.arguments)
         if "--resume" not in arguments:
             arguments.append("--resume")
-        return f"; what is finished is kept, go on with: {shlex.join(['mmcompress', *arguments])}"
+        return f"; go on with: {shlex.join(['mmcompress', *arguments])}"
 
 
 def _show_warning(message: Warning | str, *details: Any, **options: Any) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from mmcompress.cli.console import err
+from mmcompress.cli.lazy_group import INTERRUPTED_EXIT_CODE
 from mmcompress.cli.options import add_run_options, collect_overrides
 from mmcompress.graph.load_spec import load_document, load_spec
 from mmcompress.registry import resolve_entry
@@ -35,13 +37,30 @@ def submit_command(
     load_spec(spec, overrides)
     # Its help is for every install, but only `compress` brings Ray.
     submit_run = resolve_entry("mmcompress.search.jobs:submit_run")
-    exit_code: int = submit_run(
-        load_document(spec, overrides),
-        address,
-        folder=folder,
-        space=space or find_default_space(),
-        resume=resume,
-        log=sys.stdout,
-    )
+    sent_jobs: list[str] = []
+    try:
+        exit_code: int = submit_run(
+            load_document(spec, overrides),
+            address,
+            folder=folder,
+            space=space or find_default_space(),
+            resume=resume,
+            log=sys.stdout,
+            tell_job=sent_jobs.append,
+        )
+    except KeyboardInterrupt:
+        if not sent_jobs:
+            raise
+        _leave_or_stop(sent_jobs[0], address)
+        sys.exit(INTERRUPTED_EXIT_CODE)
     if exit_code:
         sys.exit(exit_code)
+
+
+def _leave_or_stop(job_id: str, address: str) -> None:
+    """Ask what becomes of a job that is no longer followed; without a terminal it goes on."""
+    if sys.stdin.isatty() and click.confirm(f"\nStop job {job_id}? Otherwise it goes on"):
+        resolve_entry("mmcompress.search.jobs:connect_to_server")(address).stop_job(job_id)
+        err.print(f"job {job_id} is being stopped; the same command goes on with its run")
+        return
+    err.print(f"job {job_id} goes on; to stop it: mmcompress job stop {job_id} --address {address}")

@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import SpecError, shorten
 from mmcompress.graph.inputs import find_data_input
+from mmcompress.graph.judged_nodes import find_judged_nodes
 from mmcompress.graph.partial_spec import read_partial_spec
 from mmcompress.graph.validate import Problem, list_problems, raise_problems
+from mmcompress.registry import METRICS
 from mmcompress.spec.effort import apply_effort
 from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.node_options import list_file_options
@@ -53,17 +56,30 @@ def load_spec(
         _fill_in_data(source.data)
     partial = read_partial_spec(source)
     problems = list(partial.problems)
-    if partial.spec:
+    spec = partial.spec
+    if spec:
+        if "metrics" not in source.data:
+            spec = _keep_default_metrics_that_fit(spec)
         for check in (_check_targets, _check_sensitivity, _check_rewinding):
-            problems += check(partial.spec)
+            problems += check(spec)
         problems += list_problems(
-            partial.spec,
+            spec,
             is_judged=partial.has_all_metrics and not for_export,
             unread_names=partial.unread_names,
         )
     raise_problems(problems, source.make_error)
-    assert partial.spec
-    return partial.spec
+    assert spec
+    return spec
+
+
+def _keep_default_metrics_that_fit(spec: Spec) -> Spec:
+    """Leave out what the defaults would judge and the pipeline does not do, such as captions."""
+    fitting = tuple(
+        metric
+        for metric in spec.metrics
+        if find_judged_nodes(spec, METRICS.get_fact(metric.kind, "needs"))
+    )
+    return replace(spec, metrics=fitting)
 
 
 def _fill_in_data(data: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from mmcompress.report.fill_templates import fill_template
 from mmcompress.results.records import Summary
@@ -62,8 +63,17 @@ def _list_sources(nodes: Mapping[str, Mapping[str, str]]) -> list[CardSource]:
     for name, node in nodes.items():
         source = node["source"]
         if source:
-            sources.append(CardSource(node=name, source=source, licence=_find_licence(source)))
+            licence = _find_licence(source)
+            shown_source = _hide_folder(source)
+            sources.append(CardSource(node=name, source=shown_source, licence=licence))
     return sources
+
+
+def _hide_folder(source: str) -> str:
+    """Return a source as others may see it: of a path of this machine its last part alone."""
+    scheme, colon, location = source.rpartition(":")
+    path = Path(location)
+    return f"{scheme}{colon}{path.name}" if path.is_absolute() else source
 
 
 def _find_licence(source: str) -> str:

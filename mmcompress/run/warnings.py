@@ -20,6 +20,9 @@ NOTABLE_EQUAL_SHARE = 0.5
 """Share of the dense answers that are empty or one text. From this share on a warning tells of it,
 as a lookup in a short list finds one text often."""
 
+SUBLAYER_KINDS = ("attention", "cross_attention", "ffn")
+"""Kinds of blocks that work on the input; others, such as positions, only carry it."""
+
 STEEP_CUT_SHARE = 0.6
 """Share of one kind of unit that is much to cut at once."""
 
@@ -55,6 +58,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
         *_warn_of_weak_metrics(summary),
         *_warn_of_uninformative_answers(summary),
         *_warn_of_long_inputs(summary),
+        *_warn_of_emptied_nodes(summary),
         *_warn_of_steep_cut(summary),
         *_warn_of_touched_bounds(summary),
         *_warn_of_slow_zeros(summary),
@@ -166,6 +170,23 @@ def _warn_of_long_inputs(summary: Summary) -> list[str]:
             f"{name} on them is {dense.value:.1%} before and {compressed.value:.1%} after"
         )
     return warnings
+
+
+def _warn_of_emptied_nodes(summary: Summary) -> list[str]:
+    """Warn of a model of which no block is left: it answers nearly the same to every input."""
+    emptied: list[str] = []
+    for node, blocks in summary.blocks.items():
+        kept = summary.kept_units.get(node, {})
+        inner = [block for block in blocks if block.kind in SUBLAYER_KINDS]
+        if inner and all(kept.get(block.name, block.units) == 0 for block in inner):
+            emptied.append(node)
+    if not emptied:
+        return []
+    return [
+        f"every attention and feed-forward block of {', '.join(emptied)} was dropped: its answers "
+        "hardly depend on its input, whatever the metrics say; ask for a slower target, or let the "
+        "search space drop fewer blocks"
+    ]
 
 
 def _warn_of_steep_cut(summary: Summary) -> list[str]:

@@ -124,7 +124,10 @@ def read_requests(bundle: Path) -> StoredRequests:
     """
     folder = bundle / REQUESTS_FOLDER
     if not folder.exists():
-        raise BundleError(f"{bundle}: carries no requests (report.samples: none leaves them out)")
+        raise BundleError(
+            f"{bundle}: carries no requests: bundles of `run` do, those of `export` and of "
+            "`report.samples: none` do not"
+        )
     try:
         record = json.loads((folder / "requests.json").read_text(encoding="utf-8"))
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:

@@ -12,16 +12,19 @@ import shlex
 import shutil
 import sysconfig
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 import aiohttp
 import yaml
 from ray.exceptions import RayError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from mmcompress.errors import ClusterError, SpecError
+from mmcompress.errors import ClusterError, DataError, SpecError, shorten, suggest_nearest
 from mmcompress.version import PACKAGE_FOLDER
+from mmcompress.workspace.folder import LOCK_FILE
 
 SPEC_FILE = "spec.yaml"
 """The spec in the working folder of a job."""
@@ -31,6 +34,23 @@ SPACE_FILE = "space.yaml"
 
 READINGS_FILE = "device.json"
 """The readings of another device in the working folder of a job."""
+
+FOLDER_KEY = "mmcompress.folder"
+"""Metadata of a job: its run folder, by which the same run is known again."""
+
+NO_AGENT_YET = "No available agent"
+"""What the server of a cluster answers whose nodes have just begun."""
+
+MAX_AGENT_SECONDS = 60.0
+"""Seconds that the nodes of a cluster are waited for."""
+
+SECONDS_BETWEEN_TRIES = 1.0
+"""Seconds between two tries to send a job."""
+
+
+def ignore_job(job_id: str) -> None:
+    """Hear the id of a job, and do nothing."""
+
 
 SpecDocument = dict[str, Any]
 """A spec as its author wrote it, as plain data: `graph.load_spec.load_document`."""
@@ -95,10 +115,13 @@ def submit_run(
     space: str | Path,
     resume: bool,
     log: TextIO,
+    tell_job: Callable[[str], None] = ignore_job,
 ) -> int:
     """Submit a run as a job and follow its log to the end.
 
-    Spec, search space, readings and the user's own modules are uploaded.
+    Spec, search space, readings and the user's own modules are uploaded. A job that runs in the
+    same folder is followed, and none is sent. Where an earlier job has ended, the new one goes on
+    with its run.
 
     Args:
         spec: The spec; local names in it are absolute.
@@ -107,33 +130,147 @@ def submit_run(
         space: File of the search space.
         resume: Whether the run goes on with what is in its folder.
         log: Receives the log of the job as it grows.
+        tell_job: Hears the id of the job before its log is followed.
 
     Returns:
         The exit code of the run.
 
     Raises:
-        ClusterError: No job server answers, or the connection to it breaks off.
+        ClusterError: No job server answers, it takes no job, or the connection to it breaks off.
         SpecError: A file or module that the spec names is missing.
     """
-    client = _connect_to_server(address)
     target_folder = Path(folder).resolve()
     if not Path(space).is_file():
         raise SpecError(f"{space}: no such search space")
     with tempfile.TemporaryDirectory() as work_folder:
         _fill_work_folder(Path(work_folder), spec, space=Path(space))
-        job_id = client.submit_job(
-            entrypoint=_make_command_line(target_folder, resume=resume),
-            runtime_env={"working_dir": work_folder, "py_modules": [str(PACKAGE_FOLDER)]},
-        )
-        log.write(f"job {job_id}\n")
-        status = _follow_log(client, job_id, log=log)
+        client = connect_to_server(address)
+        earlier = _list_jobs_of_folder(client, target_folder)
+        running = [job for job in earlier if not job.status.is_terminal()]
+        if running:
+            job_id = str(running[0].submission_id)
+            log.write(f"job {job_id} runs in this folder already; this is its log\n")
+        else:
+            job_id = _submit_job(
+                client,
+                entrypoint=_make_command_line(target_folder, resume=resume or bool(earlier)),
+                work_folder=work_folder,
+                target_folder=target_folder,
+            )
+            log.write(f"job {job_id}\n")
+        log.flush()
+        tell_job(job_id)
+        return follow_job(client, job_id, log=log)
+
+
+def _list_jobs_of_folder(client: JobSubmissionClient, folder: Path) -> list[JobDetails]:
+    """List the jobs that were sent for a run folder, the latest first."""
+    jobs = [
+        job
+        for job in client.list_jobs()
+        if job.submission_id and (job.metadata or {}).get(FOLDER_KEY) == str(folder)
+    ]
+    return sorted(jobs, key=_get_start_time, reverse=True)
+
+
+def _get_start_time(job: JobDetails) -> int:
+    """Return when a job was begun, in ms; 0 where it was not."""
+    return job.start_time or 0
+
+
+def _submit_job(
+    client: JobSubmissionClient, *, entrypoint: str, work_folder: str, target_folder: Path
+) -> str:
+    """Send a job; return its id. A cluster that has just begun is waited for.
+
+    Raises:
+        ClusterError: The server does not take the job.
+    """
+    give_up_at = time.monotonic() + MAX_AGENT_SECONDS
+    while True:
+        try:
+            return client.submit_job(
+                entrypoint=entrypoint,
+                runtime_env={"working_dir": work_folder, "py_modules": [str(PACKAGE_FOLDER)]},
+                metadata={FOLDER_KEY: str(target_folder)},
+            )
+        except RuntimeError as error:
+            if NO_AGENT_YET not in str(error) or time.monotonic() > give_up_at:
+                reason = str(error).strip().splitlines()[-1]
+                raise ClusterError(f"the job server did not take the job: {reason}") from error
+            time.sleep(SECONDS_BETWEEN_TRIES)
+
+
+def follow_job(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> int:
+    """Pass on the log of a job until it ends.
+
+    Args:
+        client: The job server.
+        job_id: The job.
+        log: Receives its log as it grows.
+
+    Returns:
+        The exit code of the run.
+
+    Raises:
+        ClusterError: The connection breaks off.
+    """
+    status = _follow_log(client, job_id, log=log)
     exit_code = client.get_job_info(job_id).driver_exit_code
     if exit_code is None:
         return 0 if status == JobStatus.SUCCEEDED else 1
     return exit_code
 
 
-def _connect_to_server(address: str) -> JobSubmissionClient:
+def get_job(client: JobSubmissionClient, job_id: str) -> JobDetails:
+    """Return what the server knows of a job.
+
+    Raises:
+        ClusterError: The server knows no such job.
+    """
+    try:
+        return client.get_job_info(job_id)
+    except RuntimeError as error:
+        known = [str(job.submission_id) for job in client.list_jobs() if job.submission_id]
+        hint = suggest_nearest(job_id, known) if known else "the server has no jobs"
+        raise ClusterError(f"no job '{shorten(job_id)}': {hint}") from error
+
+
+def fetch_result(client: JobSubmissionClient, job_id: str, *, out: Path) -> Path:
+    """Copy the run folder of a job.
+
+    Ray's job server hands out no files: the folder must lie on storage that this machine sees, too.
+
+    Args:
+        client: The job server.
+        job_id: The job.
+        out: The folder to write; it must not exist.
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        ClusterError: The job is unknown, or its folder is not seen from here.
+        DataError: The folder to write exists.
+    """
+    job = get_job(client, job_id)
+    folder = (job.metadata or {}).get(FOLDER_KEY)
+    if folder is None:
+        raise ClusterError(f"job '{job_id}' was not sent by `mmcompress submit`")
+    if out.exists():
+        raise DataError(f"{out}: exists already; name another --out")
+    if not Path(folder).is_dir():
+        host = job.driver_node_id or "the cluster"
+        raise ClusterError(
+            f"the run folder of job '{job_id}' is {folder} on node {host}; this machine does not "
+            "see it. Copy it from there, or give `submit --out` a folder that both see"
+        )
+    ignore = shutil.ignore_patterns("teacher_outputs", "scratch", LOCK_FILE)
+    shutil.copytree(folder, out, ignore=ignore)
+    return out
+
+
+def connect_to_server(address: str) -> JobSubmissionClient:
     """Connect to a job server."""
     try:
         return JobSubmissionClient(address)
@@ -198,5 +335,6 @@ async def _copy_log(client: JobSubmissionClient, job_id: str, *, log: TextIO) ->
 def _make_log_error(job_id: str, reason: str) -> ClusterError:
     """Make the error for a log that broke off; the job itself knows nothing of it."""
     return ClusterError(
-        f"the log of job {job_id} broke off: {reason}; the job may go on: see `ray job status`"
+        f"the log of job {job_id} broke off: {reason}; the job may go on: "
+        f"see `mmcompress job status {job_id}`"
     )

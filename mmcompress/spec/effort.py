@@ -30,13 +30,18 @@ class ValueChange:
     value: Any = None
     """The value itself, where it is the same whatever the spec says."""
 
-    def scale(self, value: float) -> float:
-        """Return a number of the level in place of the one of the spec."""
+    def scale(self, value: float, *, is_whole: bool) -> float:
+        """Return a number of the level in place of the one of the spec.
+
+        Args:
+            value: The number of the spec.
+            is_whole: Whether the key takes whole numbers alone. A file may write 2 for 2.0.
+        """
         changed = value * self.factor
         if self.most is not None:
             changed = min(changed, self.most)
         changed = max(changed, min(self.least, value))
-        return round(changed) if isinstance(value, int) else changed
+        return round(changed) if is_whole else changed
 
 
 QUICK = {
@@ -94,7 +99,8 @@ def apply_effort(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
         if change.value is not None:
             changed[dotted] = change.value
         elif is_number:
-            changed[dotted] = change.scale(value)
+            is_whole = not isinstance(_find_default(dotted), float)
+            changed[dotted] = change.scale(value, is_whole=is_whole)
     return apply_overrides(data, changed)
 
 
