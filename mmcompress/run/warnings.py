@@ -183,8 +183,8 @@ def _warn_of_emptied_nodes(summary: Summary) -> list[str]:
     if not emptied:
         return []
     return [
-        f"every attention and feed-forward block of {', '.join(emptied)} was dropped: its answers "
-        "hardly depend on its input, whatever the metrics say; ask for a slower target, or let the "
+        f"every attention and feed-forward block of {', '.join(emptied)} was dropped. Its answers "
+        "hardly depend on its input, whatever the metrics say: ask for a slower target, or let the "
         "search space drop fewer blocks"
     ]
 
