@@ -10,6 +10,7 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import address_option
 from mmcompress.registry import resolve_entry
 
 JOBS = "mmcompress.search.jobs"
@@ -18,10 +19,7 @@ JOBS = "mmcompress.search.jobs"
 
 def add_job_options(command: Any) -> Any:
     """Give a command the id of a job, and the address of its server."""
-    address = click.option(
-        "--address", required=True, metavar="http://HOST:8265", help="The cluster's job server."
-    )
-    return click.argument("job_id", metavar="ID")(address(command))
+    return click.argument("job_id", metavar="ID")(address_option(command))
 
 
 @click.group("job")

@@ -20,6 +20,9 @@ space_option = click.option(
 set_option = click.option(
     "--set", "settings", multiple=True, metavar="A.B=C", help="Override any key of the spec."
 )
+address_option = click.option(
+    "--address", required=True, metavar="http://HOST:8265", help="The cluster's job server."
+)
 resume_option = click.option(
     "--resume", is_flag=True, help="Go on in the folder; nothing that is finished is lost."
 )

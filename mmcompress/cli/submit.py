@@ -9,7 +9,7 @@ import click
 
 from mmcompress.cli.console import err
 from mmcompress.cli.lazy_group import INTERRUPTED_EXIT_CODE
-from mmcompress.cli.options import add_run_options, collect_overrides
+from mmcompress.cli.options import add_run_options, address_option, collect_overrides
 from mmcompress.graph.load_spec import load_document, load_spec
 from mmcompress.registry import resolve_entry
 from mmcompress.spec.space import find_default_space
@@ -17,9 +17,7 @@ from mmcompress.spec.space import find_default_space
 
 @click.command("submit")
 @click.argument("spec", type=click.Path())
-@click.option(
-    "--address", required=True, metavar="http://HOST:8265", help="The cluster's job server."
-)
+@address_option
 @click.option(
     "--out",
     "folder",
