@@ -27,6 +27,8 @@ WEIGHT_TOLERANCE = 1e-6
 """Largest absolute difference of a weight."""
 FIGURE_TOLERANCE = 1e-6
 """Largest relative difference of a figure: of losses, predictions and measurements."""
+OTHER_MACHINE = 1e-3
+"""Both tolerances on another processor, where sums round otherwise."""
 PROOF_FLOOR = 1e-4
 """Differences that proofs found are rounding: below this they may be others."""
 
@@ -136,37 +138,41 @@ def record_of(summary: Any, manifest: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def differences(want: Any, have: Any, at: str = "") -> Iterator[str]:
+def differences(
+    want: Any, have: Any, at: str = "", *, tolerance: float = FIGURE_TOLERANCE
+) -> Iterator[str]:
     """Every place where two records differ, in words."""
     if isinstance(want, dict) and isinstance(have, dict):
         for key in want.keys() | have.keys():
             if key not in want or key not in have:
                 yield f"{at}.{key}: only in {'the frozen run' if key in want else 'this run'}"
             else:
-                yield from differences(want[key], have[key], f"{at}.{key}")
+                yield from differences(want[key], have[key], f"{at}.{key}", tolerance=tolerance)
     elif isinstance(want, list) and isinstance(have, list | tuple):
         if len(want) != len(have):
             yield f"{at}: {len(want)} entries frozen, {len(have)} now"
         for i, (a, b) in enumerate(zip(want, have, strict=False)):
-            yield from differences(a, b, f"{at}[{i}]")
+            yield from differences(a, b, f"{at}[{i}]", tolerance=tolerance)
     elif isinstance(want, float) and isinstance(have, int | float) and not isinstance(have, bool):
         floor = PROOF_FLOOR if at.endswith(".difference") else 1e-9
-        if abs(want - have) > max(FIGURE_TOLERANCE * abs(want), floor):
+        if abs(want - have) > max(tolerance * abs(want), floor):
             yield f"{at}: {want!r} frozen, {have!r} now"
     elif want != have:
         yield f"{at}: {want!r} frozen, {have!r} now"
 
 
-def weight_differences(want: dict[str, np.ndarray], have: dict[str, np.ndarray]) -> Iterator[str]:
+def weight_differences(
+    want: dict[str, np.ndarray],
+    have: dict[str, np.ndarray],
+    *,
+    tolerance: float = WEIGHT_TOLERANCE,
+) -> Iterator[str]:
     for name in want.keys() | have.keys():
         if name not in want or name not in have:
             yield f"weight {name}: only in {'the frozen run' if name in want else 'this run'}"
         elif want[name].shape != have[name].shape:
             yield f"weight {name}: {want[name].shape} frozen, {have[name].shape} now"
-        elif (
-            want[name].size
-            and (gap := float(np.abs(want[name] - have[name]).max())) > WEIGHT_TOLERANCE
-        ):
+        elif want[name].size and (gap := float(np.abs(want[name] - have[name]).max())) > tolerance:
             yield f"weight {name}: {gap:.2e} apart"
 
 
@@ -194,14 +200,22 @@ def frozen_here() -> bool:
     return record.exists() and json.loads(record.read_text()) == machine()
 
 
-def compare(name: str, record: dict[str, Any], weights: dict[str, np.ndarray]) -> list[str]:
+def compare(
+    name: str,
+    record: dict[str, Any],
+    weights: dict[str, np.ndarray],
+    *,
+    tolerances: tuple[float, float] = (FIGURE_TOLERANCE, WEIGHT_TOLERANCE),
+) -> list[str]:
     """Everything in which a run differs from the frozen one."""
     from safetensors.numpy import load_file
 
+    figure_tolerance, weight_tolerance = tolerances
+    frozen_weights = load_file(GOLDEN / f"{name}.safetensors")
     want = json.loads((GOLDEN / f"{name}.json").read_text())
     have = json.loads(json.dumps(record))
-    found = list(differences(want, have, name))
-    return found + list(weight_differences(load_file(GOLDEN / f"{name}.safetensors"), weights))
+    found = list(differences(want, have, name, tolerance=figure_tolerance))
+    return found + list(weight_differences(frozen_weights, weights, tolerance=weight_tolerance))
 
 
 def main() -> int:

@@ -220,11 +220,15 @@ def cases(draw, *, limited=True) -> Case:
     )
     cross_modal: dict[str, set[str]] = {name: set() for name in names}
     max_drops: dict[str, int] = {}
+    input_readers: dict[str, set[str]] = {}
     protection = 0.0
     if limited:
         for name in names:
             fixed = [max(c) == 0 for c in unit_choices[name].values()]
             max_drops[name] = sum(fixed) + rng.randint(0, 1)
+            readers = {b.name for b in blocks[name] if rng.random() < 0.5}
+            if any(max(unit_choices[name][reader]) > 0 for reader in readers):
+                input_readers[name] = readers
             cross_modal[name] = {b.name for b in blocks[name] if rng.random() < 0.5}
         protection = rng.choice((0.0, 1.0, 2.0, 3.0))
     low_ms = predict(smallest)
@@ -238,6 +242,7 @@ def cases(draw, *, limited=True) -> Case:
         precisions=precisions,
         unit_choices=unit_choices,
         max_drops=max_drops,
+        input_readers=input_readers,
         cross_modal=cross_modal,
         protection=protection,
     )
@@ -284,6 +289,9 @@ def count_dropped(candidate: Candidate, node: str) -> int:
 def is_within_limits(problem: SearchProblem, candidate: Candidate) -> bool:
     for node, most in problem.max_drops.items():
         if count_dropped(candidate, node) > most:
+            return False
+    for node, readers in problem.input_readers.items():
+        if not any(candidate.kept_units[node][name] for name in readers):
             return False
     return compute_excess(problem, candidate) <= 2e-9
 
@@ -347,9 +355,31 @@ def test_a_cut_keeps_every_limit_and_is_made_once(drawn):
 @given(cases_with_a_candidate())
 def test_dropped_blocks_come_back_where_their_drop_hurts_most(drawn):
     case, start = drawn
-    problem = dataclasses.replace(case.problem, protection=0.0)
+    problem = dataclasses.replace(case.problem, protection=0.0, input_readers={})
     for begun in (start, case.smallest):
         check_dropped_blocks(case, begun, problem=problem)
+
+
+@SETTINGS
+@given(cases_with_a_candidate())
+def test_one_of_the_blocks_that_read_the_input_comes_back(drawn):
+    case, start = drawn
+    # No other limit brings blocks back.
+    problem = dataclasses.replace(case.problem, protection=0.0, max_drops={})
+    for begun in (start, case.smallest):
+        restored = restore_dropped(problem, begun, loss_increase=case.loss_increase)
+        assert is_within_limits(problem, restored)
+        back = []
+        for node, block in case.places():
+            before = begun.kept_units[node][block.name]
+            after = restored.kept_units[node][block.name]
+            if before != after:
+                assert before == 0 and block.name in problem.input_readers[node]
+                back.append(node)
+        # At most one a node, and only where none was left.
+        assert len(back) == len(set(back))
+        for node in back:
+            assert problem.lost_its_input(begun, node)
 
 
 def check_dropped_blocks(case: Case, start: Candidate, *, problem: SearchProblem) -> None:

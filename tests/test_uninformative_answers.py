@@ -12,7 +12,12 @@ from mmcompress.errors import QualityUndetermined
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.report.comparison_pages import write_front
 from mmcompress.report.page import write_report
-from mmcompress.results.records import LONG_INPUTS, AnswerCounts
+from mmcompress.results.records import (
+    LONG_INPUTS,
+    AnswerCounts,
+    TrainingResult,
+    ValidationFigure,
+)
 from mmcompress.run.answers import SplitAnswers, estimate_on_long_inputs
 from mmcompress.run.count_answers import count_answers, find_text_judged_nodes
 from mmcompress.run.warnings import list_warnings
@@ -117,9 +122,31 @@ def test_word_errors_of_what_is_longer_than_the_window_are_told():
     assert expected in warnings
 
 
-def test_a_model_without_a_block_is_warned_of():
+def test_a_model_that_cannot_read_its_input_is_warned_of():
     summary = make_summary()
-    emptied = {node: {b.name: 0 for b in blocks} for node, blocks in summary.blocks.items()}
+    emptied = {
+        node: {block.name: 0 for block in blocks if block.kind == "attention"}
+        for node, blocks in summary.blocks.items()
+    }
     warned = list_warnings(replace(summary, kept_units={**emptied, "captioner": {}}))
-    assert any("block of vision was dropped" in warning for warning in warned)
+    assert any("through which vision reads its input was dropped" in text for text in warned)
     assert not any("was dropped" in warning for warning in list_warnings(summary))
+
+
+@pytest.mark.parametrize(("after", "is_told"), [(0.4, True), (0.75, False), (None, False)])
+def test_a_loss_that_only_validation_pairs_show_is_told(after, is_told):
+    figure = ValidationFigure(name="retrieval.vision", dense=0.8, before=0.1, after=after)
+    training = TrainingResult(
+        asked_steps=9,
+        steps=9,
+        seconds=1.0,
+        learning_rate=1e-3,
+        ended_by="steps",
+        loss=None,
+        dense_loss=None,
+        loss_of_twice_the_steps=None,
+        quality=(figure,),
+    )
+    warned = list_warnings(make_summary(training=training, quality_retained=1.0))
+    expected = "retrieval.vision fell from 80.0% to 40.0% on validation pairs"
+    assert any(expected in text for text in warned) is is_told

@@ -17,7 +17,11 @@ from simulated import InProcessBenchmarker
 
 from mmcompress.cli import main
 from mmcompress.errors import DataError, ModelError, SpecError
-from mmcompress.graph.blocks import count_steps, count_units_after
+from mmcompress.graph.blocks import (
+    count_droppable_blocks,
+    count_steps,
+    count_units_after,
+)
 from mmcompress.graph.structure import Candidate, measure_removed_share
 from mmcompress.results.records import Attempt, Bound, FreeWriting, Summary, Trial
 from mmcompress.run import run_targets as workflow
@@ -47,6 +51,7 @@ from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.progress import ignore_progress
 from mmcompress.search.build_problem import AIMED_SHARE
 from mmcompress.spec.schema import Limits
+from mmcompress.spec.space import Dimension
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import _select_decisive_options, open_run
 from mmcompress.workspace.folder import RunFolder
@@ -789,6 +794,40 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
     assert open_.is_allowed(open_.resolve(steep)) and not any(
         k == 0 for by in open_.resolve(steep).kept_units.values() for k in by.values()
     )
+
+
+def test_one_block_through_which_a_node_reads_its_input_stays(tiny, run_folder):
+    """However many sub-layers the space lets go; only the spec itself may drop them all."""
+    from mmcompress.search.build_problem import build_problem, find_fastest
+
+    run = open_run(tiny / "spec.yaml", run_folder, resume=True)
+    prepared = prepare_run(run)
+    drops = {f"nodes.{node}.prune.drop": Dimension(low=0, high=9, step=1) for node in run.blocks}
+    roomy_run = replace(run, space=replace(run.space, dimensions={**run.space.dimensions, **drops}))
+    problem = build_problem(
+        roomy_run, prepared.sensitivity, predictor=prepared.predictor, budget_ms=1e-6
+    )
+    readers = {"vision": "0.attention", "text": "0.attention", "captioner": "0.cross_attention"}
+    assert problem.input_readers == {node: (name,) for node, name in readers.items()}
+    fastest = find_fastest(problem, prepared.predictor)
+    drawn = problem.resolve(dict.fromkeys(drops, 9))
+    for candidate in (fastest, drawn):
+        assert problem.is_allowed(candidate)
+        for node, reader in readers.items():
+            assert candidate.kept_units[node][reader] > 0
+            dropped = [units for units in candidate.kept_units[node].values() if units == 0]
+            assert len(dropped) == count_droppable_blocks(run.blocks[node])
+    # What the spec itself drops is gone.
+    prune = replace(run.spec.nodes["vision"].prune, blocks={"0.attention": 1.0})
+    nodes = {**run.spec.nodes, "vision": replace(run.spec.nodes["vision"], prune=prune)}
+    asked = build_problem(
+        replace(roomy_run, spec=replace(run.spec, nodes=nodes)),
+        prepared.sensitivity,
+        predictor=prepared.predictor,
+        budget_ms=1e-6,
+    )
+    assert "vision" not in asked.input_readers
+    assert asked.resolve({}).kept_units["vision"]["0.attention"] == 0
 
 
 def test_a_device_may_lie_elsewhere_when_a_run_goes_on(spec):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -95,6 +95,33 @@ class ConvGeometry:
     """Places that the depthwise convolution moves by; the first one does where there is none."""
     depthwise_kernel: int = 0
     """Side in places: the kernel of a depthwise convolution between the two. 0: there is none."""
+
+
+def list_input_readers(blocks: Iterable[Block]) -> tuple[str, ...]:
+    """List the blocks through which a model reads its input.
+
+    These are its cross-attention, or its attention where it has none. Without any of them no token
+    of the answer depends on another one: a class token never meets the picture.
+
+    Args:
+        blocks: All blocks of one model.
+
+    Returns:
+        Their names; empty for a model of convolutions.
+    """
+    names_by_kind: dict[str, list[str]] = {}
+    for block in blocks:
+        names_by_kind.setdefault(block.kind, []).append(block.name)
+    attention = names_by_kind.get("attention", [])
+    return tuple(names_by_kind.get("cross_attention", attention))
+
+
+def count_droppable_blocks(blocks: Sequence[Block]) -> int:
+    """Count the blocks of one model that can be gone at once: one that reads its input stays."""
+    droppable_names = {block.name for block in blocks if block.min_units == 0}
+    readers = list_input_readers(blocks)
+    all_readers_go = bool(readers) and droppable_names.issuperset(readers)
+    return len(droppable_names) - int(all_readers_go)
 
 
 def count_steps(block: Block) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mmcompress.graph.blocks import Block
+from mmcompress.graph.blocks import Block, count_droppable_blocks
 from mmcompress.graph.modality import propagate_modalities
 from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import (
@@ -171,7 +171,8 @@ def _describe_allowed(
     parts = [_describe_ratio(ratio)]
     can_drop = any(block.drop for block in blocks)
     if can_drop and drop is not None and drop.high:
-        parts.append(f"up to {drop.high:g} sub-layers of the node")
+        most = min(int(drop.high), count_droppable_blocks(run.blocks[node_name]))
+        parts.append(f"up to {most} sub-layers of the node")
     return ", ".join(part for part in parts if part) or "nothing is searched"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmcompress.graph.blocks import list_input_readers
 from mmcompress.graph.structure import measure_removed_share
 from mmcompress.results.records import LONG_INPUTS, Summary, Target
 from mmcompress.results.target_met import compute_corrected_target_share, compute_target_share
@@ -20,8 +21,8 @@ NOTABLE_EQUAL_SHARE = 0.5
 """Share of the dense answers that are empty or one text. From this share on a warning tells of it,
 as a lookup in a short list finds one text often."""
 
-SUBLAYER_KINDS = ("attention", "cross_attention", "ffn")
-"""Kinds of blocks that work on the input; others, such as positions, only carry it."""
+UNSEEN_LOSS = 0.2
+"""Share of the dense quality that validation pairs may lose beyond what the test split loses."""
 
 STEEP_CUT_SHARE = 0.6
 """Share of one kind of unit that is much to cut at once."""
@@ -55,6 +56,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
         *_warn_of_lost_quality(summary),
         *warn_of_time_cuts(summary),
         *_warn_of_wide_intervals(summary),
+        *_warn_of_unseen_loss(summary),
         *_warn_of_weak_metrics(summary),
         *_warn_of_uninformative_answers(summary),
         *_warn_of_long_inputs(summary),
@@ -121,7 +123,26 @@ def _warn_of_wide_intervals(summary: Summary) -> list[str]:
         if width > MAX_INTERVAL_WIDTH:
             warnings.append(
                 f"{name}: the 95 % interval is {100 * width:.1f} points wide at n = {quality.n}; "
-                "differences smaller than that can't be told on this test split"
+                "differences smaller than that can't be told on this test split. A larger one "
+                "tells more"
+            )
+    return warnings
+
+
+def _warn_of_unseen_loss(summary: Summary) -> list[str]:
+    """Warn of quality that was lost on validation pairs and that the test split does not show."""
+    if summary.training is None or summary.determined_quality is None:
+        return []
+    warnings = []
+    for figure in summary.training.quality:
+        if figure.after is None or figure.dense <= 0:
+            continue
+        kept_share = figure.after / figure.dense
+        if kept_share < summary.determined_quality - UNSEEN_LOSS:
+            warnings.append(
+                f"{figure.name} fell from {figure.dense:.1%} to {figure.after:.1%} on validation "
+                f"pairs, though {summary.determined_quality:.1%} is retained by the test split. "
+                "Trust the lower figure, and judge by a larger test split"
             )
     return warnings
 
@@ -173,19 +194,18 @@ def _warn_of_long_inputs(summary: Summary) -> list[str]:
 
 
 def _warn_of_emptied_nodes(summary: Summary) -> list[str]:
-    """Warn of a model of which no block is left: it answers nearly the same to every input."""
+    """Warn of a model that lost every block through which it reads its input: the spec asked so."""
     emptied: list[str] = []
     for node, blocks in summary.blocks.items():
         kept = summary.kept_units.get(node, {})
-        inner = [block for block in blocks if block.kind in SUBLAYER_KINDS]
-        if inner and all(kept.get(block.name, block.units) == 0 for block in inner):
+        readers = list_input_readers(blocks)
+        if readers and all(kept.get(name) == 0 for name in readers):
             emptied.append(node)
     if not emptied:
         return []
     return [
-        f"every attention and feed-forward block of {', '.join(emptied)} was dropped. Its answers "
-        "hardly depend on its input, whatever the metrics say: ask for a slower target, or let the "
-        "search space drop fewer blocks"
+        f"every block through which {', '.join(emptied)} reads its input was dropped, as the spec "
+        "says. Its answers hardly depend on the input, whatever the metrics say: keep one of them"
     ]
 
 

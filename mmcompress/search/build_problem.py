@@ -7,7 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property, partial
 
-from mmcompress.graph.blocks import Block, count_steps, count_units_after
+from mmcompress.graph.blocks import (
+    Block,
+    count_steps,
+    count_units_after,
+    list_input_readers,
+)
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.footprint import Footprint
 from mmcompress.measure.cost_model.predictor import Predictor
@@ -70,6 +75,7 @@ def build_problem(
         precisions=list_precisions(run),
         unit_choices=unit_choices,
         max_drops=_list_max_drops(run, spec_candidate),
+        input_readers=_list_required_readers(run, unit_choices),
         cross_modal=run.cross_modal,
         protection=_find_protection(run.spec, run.space),
         cross_modal_loss_weight=run.spec.prune.protection,
@@ -236,3 +242,15 @@ def _list_max_drops(run: RunContext, spec_candidate: Candidate) -> dict[str, int
         fixed_drops = sum(units == 0 for units in kept_units.values())
         max_drops[node_name] = max(fixed_drops, searched)
     return max_drops
+
+
+def _list_required_readers(
+    run: RunContext, unit_choices: Mapping[str, Mapping[str, tuple[int, ...]]]
+) -> dict[str, tuple[str, ...]]:
+    """List the blocks of which one must stay, by node; none where the spec drops all of them."""
+    readers_by_node: dict[str, tuple[str, ...]] = {}
+    for node_name, blocks in run.blocks.items():
+        readers = list_input_readers(blocks)
+        if any(max(unit_choices[node_name][name]) > 0 for name in readers):
+            readers_by_node[node_name] = readers
+    return readers_by_node

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from mmcompress.graph.blocks import Block, count_steps
+from mmcompress.graph.blocks import Block, count_droppable_blocks, count_steps
 from mmcompress.graph.structure import Candidate, KeptUnits, measure_removed_share
 from mmcompress.results.records import Trial
 from mmcompress.search.bisection import bisect_share
@@ -71,6 +71,8 @@ class SearchProblem:
     """Units a block may keep, ascending, by node and block; a block that is not listed is free."""
     max_drops: dict[str, int] = field(default_factory=dict)
     """Blocks of a node that may be gone whole; a node that is not listed is free."""
+    input_readers: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Names of the blocks of which one must stay, by node: through them it reads its input."""
     cross_modal: Mapping[str, Collection[str]] = field(default_factory=dict)
     """Names of the blocks where modalities meet, by node."""
     protection: float = 0.0
@@ -97,11 +99,19 @@ class SearchProblem:
         return cross_modal * self.protection - unimodal - PROTECTION_TOLERANCE
 
     def is_allowed(self, candidate: Candidate) -> bool:
-        """Tell whether no node lost more blocks than it may, and the protection holds."""
+        """Tell whether every node kept the blocks that it must, and the protection holds."""
         for node_name, max_drops in self.max_drops.items():
             if _count_dropped_blocks(candidate.kept_units.get(node_name, {})) > max_drops:
                 return False
+        if any(self.lost_its_input(candidate, node_name) for node_name in self.input_readers):
+            return False
         return self.compute_protection_excess(candidate) <= 0
+
+    def lost_its_input(self, candidate: Candidate, node_name: str) -> bool:
+        """Tell whether a node lost every block through which it reads its input."""
+        kept_units = candidate.kept_units.get(node_name, {})
+        readers = self.input_readers.get(node_name, ())
+        return bool(readers) and all(kept_units.get(name) == 0 for name in readers)
 
     def list_unit_choices(self, node_name: str, block_name: str) -> tuple[int, ...]:
         """List the units a block may keep, ascending; empty where it is free."""
@@ -236,7 +246,7 @@ def list_touched_bounds(problem: SearchProblem, candidate: Candidate) -> list[st
 def _find_largest_value(blocks: Sequence[Block], *, key: str) -> float:
     """Find the number of blocks that can be dropped, or the largest ratio of a group of them."""
     if key == "drop":
-        return sum(block.min_units == 0 for block in blocks)
+        return count_droppable_blocks(blocks)
     group = [block for block in blocks if block.group == key]
     all_units = sum(block.units for block in group)
     return 1 - sum(block.min_units for block in group) / max(all_units, 1)

@@ -135,9 +135,9 @@ def _find_largest_choice(choices: Sequence[int], max_units: int) -> int | None:
 def restore_dropped(
     problem: SearchProblem, candidate: Candidate, *, loss_increase: LossIncrease
 ) -> Candidate:
-    """Restore dropped blocks until no node lacks more than it may, then enforce the protection.
+    """Restore dropped blocks until every node has those it must, then enforce the protection.
 
-    Those blocks come back whose drop hurts most, each at its smallest size.
+    Of the blocks that may come back, those whose drop hurts most do, each at its smallest size.
 
     Args:
         problem: Units that may be chosen, drops that are allowed, and the protection.
@@ -145,34 +145,50 @@ def restore_dropped(
         loss_increase: Estimate for single cuts.
     """
     current = complete_candidate(problem, candidate)
-    for node_name, max_drops in problem.max_drops.items():
-        smallest_units = _find_smallest_units(problem, node_name, candidate=current)
-        gain_by_block: dict[str, float] = {}
-        for block_name, units in smallest_units.items():
-            if units > 0:
-                loss_dropped = loss_increase(node_name, block_name, kept=0)
-                loss_restored = loss_increase(node_name, block_name, kept=units)
-                gain_by_block[block_name] = loss_dropped - loss_restored
-        by_gain = sorted(gain_by_block, key=gain_by_block.__getitem__, reverse=True)
-        too_many = max(len(smallest_units) - max_drops, 0)
-        for block_name in by_gain[:too_many]:
-            current = replace_units(
-                current, node_name, block_name=block_name, units=smallest_units[block_name]
-            )
+    for node_name in problem.blocks:
+        current = _restore_blocks_of_node(
+            problem, current, node_name=node_name, loss_increase=loss_increase
+        )
     return enforce_protection(problem, current, loss_increase=loss_increase)
+
+
+def _restore_blocks_of_node(
+    problem: SearchProblem, current: Candidate, *, node_name: str, loss_increase: LossIncrease
+) -> Candidate:
+    """Restore blocks of one node until it has as many as it must, one that reads its input among
+    them."""
+    dropped_count = list(current.kept_units[node_name].values()).count(0)
+    smallest_units = _find_smallest_units(problem, node_name, candidate=current)
+
+    def estimate_gain(block_name: str) -> float:
+        loss_dropped = loss_increase(node_name, block_name, kept=0)
+        loss_restored = loss_increase(node_name, block_name, kept=smallest_units[block_name])
+        return loss_dropped - loss_restored
+
+    by_gain = sorted(smallest_units, key=estimate_gain, reverse=True)
+    restore_count = max(dropped_count - problem.max_drops.get(node_name, dropped_count), 0)
+    if problem.lost_its_input(current, node_name):
+        readers = problem.input_readers[node_name]
+        best_readers = [name for name in by_gain if name in readers][:1]
+        others = [name for name in by_gain if name not in best_readers]
+        by_gain = best_readers + others
+        restore_count = max(restore_count, len(best_readers))
+    for block_name in by_gain[:restore_count]:
+        units = smallest_units[block_name]
+        current = replace_units(current, node_name, block_name=block_name, units=units)
+    return current
 
 
 def _find_smallest_units(
     problem: SearchProblem, node_name: str, *, candidate: Candidate
 ) -> dict[str, int]:
-    """Find the fewest units that each dropped block of a node can come back with; 0 where it
-    can't."""
+    """Find the fewest units of each dropped block of a node that can come back with any."""
     smallest_units: dict[str, int] = {}
     for block_name, kept_units in candidate.kept_units[node_name].items():
-        if kept_units == 0:
-            choices = problem.unit_choices[node_name][block_name]
-            positive_choices = [units for units in choices if units]
-            smallest_units[block_name] = min(positive_choices, default=0)
+        choices = problem.list_unit_choices(node_name, block_name)
+        positive_choices = [units for units in choices if units]
+        if kept_units == 0 and positive_choices:
+            smallest_units[block_name] = min(positive_choices)
     return smallest_units
 
 
