@@ -49,6 +49,11 @@ class Quality:
         """What is right: the figure itself, or 1 - an error rate. Errors may be more than words."""
         return 1 - self.value if self.is_error_rate else self.value
 
+    @property
+    def margin(self) -> float:
+        """Half the width of the interval: what the figure may be off by."""
+        return (self.high - self.low) / 2
+
 
 NORMAL_975 = 1.959964
 """The 97.5 % point of the normal distribution: half a 95 % interval, in standard deviations."""

@@ -11,6 +11,7 @@ from made_summary import make_summary
 from mmcompress.cli import main
 from mmcompress.report.charts.run_fronts import draw_run_fronts, list_front
 from mmcompress.report.compare_runs import name_devices
+from mmcompress.results.records import Bound
 from mmcompress.stats import Quality
 from mmcompress.storage import write_record
 
@@ -62,6 +63,32 @@ def test_what_is_allowed_decides_the_exit_code(call, run, options, code):
     done, text = call({"old": REFERENCE, "new": run}, *options)
     assert done.exit_code == code, text
     assert (" allowed" in text) == (code == 3)
+
+
+def test_what_may_be_chance_is_told_with_its_margin(call):
+    reference = change(REFERENCE, latency_margin=0.003)
+    slower = change(reference, speedup=reference.speedup / 1.04, latency_margin=0.004)
+    told = call({"old": reference, "new": slower}, "--max-latency", "3%")[1]
+    assert "+4.0% ± 0.5" in told and "may be chance" not in told
+    told = call({"old": reference, "new": slower}, "--max-latency", "3.8%")[1]
+    assert "at most +3.8% is allowed (may be chance: give or take 0.5 %)" in told
+    wide = Quality(value=0.5, low=0.47, high=0.53, n=9)
+    narrow = Quality(value=0.46, low=0.42, high=0.50, n=9)
+    figures = [
+        replace(REFERENCE, compressed=replace(REFERENCE.compressed, quality={"r1": quality}))
+        for quality in (wide, narrow)
+    ]
+    told = call({"old": figures[0], "new": figures[1]}, "--max-drop", "1%")[1]
+    # A drop of 4 points, 3 more than is allowed; both figures together may be off by 5.
+    assert "4.0 ± 5.0 points" in told and "give or take 5.0 points" in told
+
+
+def test_a_run_that_missed_its_own_target_is_named(call):
+    bound = Bound(kind="size", value=21.0, limit=20.0, unit="MB")
+    target = replace(REFERENCE.target, met=False, exceeded_bounds=(bound,))
+    done, text = call({"old": REFERENCE, "new": replace(REFERENCE, target=target)})
+    assert done.exit_code == 0 and "not met" in text
+    assert f"new: {bound.describe_miss()}" in text
 
 
 def test_more_errors_are_a_drop(call):

@@ -107,6 +107,7 @@ def print_runs(runs: dict[str, Summary], differences: dict[str, RunDifference]) 
     # A name that is cut off tells nobody which run it is.
     table = Table(
         Column("run", overflow="fold"),
+        "target",
         "speedup",
         "retained",
         "latency",
@@ -120,10 +121,15 @@ def print_runs(runs: dict[str, Summary], differences: dict[str, RunDifference]) 
         latency = ""
         drop = ""
         if name in differences:
-            latency = f"{differences[name].latency:+.1%}"
-            drop = f"{100 * differences[name].worst_drop:.1f} points"
+            difference = differences[name]
+            latency = f"{difference.latency:+.1%} ± {100 * difference.latency_margin:.1f}"
+            drop = (
+                f"{100 * difference.worst_drop:.1f} ± {100 * difference.worst_drop_margin:.1f} "
+                "points"
+            )
         row = [
             escape(name),
+            f"{run.target.text}, {'met' if run.target.met else '[red]not met[/red]'}",
             format_speedup(run.speedup),
             format_retained(run.determined_quality),
             latency,
@@ -134,6 +140,9 @@ def print_runs(runs: dict[str, Summary], differences: dict[str, RunDifference]) 
             row.append(format_milliseconds(run.compressed.latency_ms.p50) if is_own else "–")
         table.add_row(*row)
     out.print(table)
+    for name, run in runs.items():
+        for miss in run.target.describe_misses():
+            out.print(f"{escape(name)}: {escape(miss)}")
 
 
 def append_markdown(

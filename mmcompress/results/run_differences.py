@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,15 +27,29 @@ class RunDifference:
     latency: float
     """Share by which its latency is longer; negative: shorter. Each latency is a ratio to the dense
     pipeline that answered in turn."""
+    latency_margin: float
+    """Share that `latency` may be off by: what both measurements may be, 95 %."""
     drops: dict[str, float]
     """Share of the test inputs by which each metric is lower; negative: higher."""
+    drop_margins: dict[str, float]
+    """Share of the test inputs that each of `drops` may be off by, 95 %."""
     problems: tuple[str, ...]
     """What is not allowed, in words."""
 
     @property
+    def worst_metric(self) -> str:
+        """The metric with the largest drop; empty without metrics."""
+        return max(self.drops, key=self.drops.__getitem__, default="")
+
+    @property
     def worst_drop(self) -> float:
         """The largest drop of a metric; 0 without metrics."""
-        return max(self.drops.values(), default=0.0)
+        return self.drops.get(self.worst_metric, 0.0)
+
+    @property
+    def worst_drop_margin(self) -> float:
+        """Share of the test inputs that the largest drop may be off by."""
+        return self.drop_margins.get(self.worst_metric, 0.0)
 
 
 def check_comparable(runs: Mapping[str, Summary]) -> None:
@@ -68,24 +83,46 @@ def find_difference(
 ) -> RunDifference:
     """Find how a run differs from the reference.
 
+    The difference itself decides what is not allowed. Its margin is told, so that nobody takes
+    chance for a regression.
+
     Args:
         run: The run.
         reference: The run that it is compared with.
         allowed: By how much it may be behind.
     """
     latency = reference.speedup / run.speedup - 1
+    latency_margin = math.hypot(run.latency_margin, reference.latency_margin)
     drops: dict[str, float] = {}
+    drop_margins: dict[str, float] = {}
     problems: list[str] = []
     if allowed.latency is not None and latency > allowed.latency:
         problems.append(
             f"its latency is {latency:+.1%}, relative to the dense pipeline; at most "
             f"{allowed.latency:+.1%} is allowed"
+            + _describe_chance(latency - allowed.latency, latency_margin, unit="%")
         )
     for name, quality in run.compressed.quality.items():
-        drops[name] = reference.compressed.quality[name].share_right - quality.share_right
+        before = reference.compressed.quality[name]
+        drops[name] = before.share_right - quality.share_right
+        drop_margins[name] = math.hypot(quality.margin, before.margin)
         if allowed.drop is not None and drops[name] > allowed.drop:
             problems.append(
                 f"{name} is {100 * drops[name]:.1f} points lower; at most "
                 f"{100 * allowed.drop:.1f} are allowed"
+                + _describe_chance(drops[name] - allowed.drop, drop_margins[name], unit="points")
             )
-    return RunDifference(latency=latency, drops=drops, problems=tuple(problems))
+    return RunDifference(
+        latency=latency,
+        latency_margin=latency_margin,
+        drops=drops,
+        drop_margins=drop_margins,
+        problems=tuple(problems),
+    )
+
+
+def _describe_chance(excess: float, margin: float, *, unit: str) -> str:
+    """Tell that chance may have made an excess; empty where it did not."""
+    if excess > margin:
+        return ""
+    return f" (may be chance: give or take {100 * margin:.1f} {unit})"
