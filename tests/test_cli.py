@@ -140,11 +140,13 @@ def test_missing_weights_are_exit_2(tiny, tmp_path):
     (tmp_path / "spec.yaml").write_text((tiny / "spec.yaml").read_text())
     done = call("run", tmp_path / "spec.yaml", "--out", tmp_path / "r")
     assert done.exit_code == 2 and "no such folder" in done.output
+    shutil.copytree(tiny / "captioner", tmp_path / "captoiner")
+    shutil.copytree(tiny / "clip", tmp_path / "clip")
+    done = call("run", tmp_path / "spec.yaml", "--out", tmp_path / "r")
+    assert "did you mean" in done.output and "captoiner'?" in done.output
 
 
 def test_weights_of_another_shape_and_pickles_are_refused(tiny, tmp_path):
-    import shutil
-
     shutil.copytree(tiny, tmp_path / "t", ignore=shutil.ignore_patterns("run*", "cache"))
     config = json.loads((tmp_path / "t/captioner/config.json").read_text())
     (tmp_path / "t/captioner/config.json").write_text(json.dumps(config | {"decoder_ffn_dim": 128}))

@@ -162,8 +162,14 @@ def test_an_image_with_several_captions_is_refused_or_its_first_one_read(photos)
 def test_folder_without_a_listing_or_without_itself(tmp_path):
     with pytest.raises(DataError, match=r"none of captions\.jsonl"):
         Folder(path=str(tmp_path)).load("train")
-    with pytest.raises(DataError, match="no such folder"):
-        Folder(path=str(tmp_path / "no")).load("train")
+    (tmp_path / "photographs").mkdir()
+    for name, hint in (
+        ("no", "$"),
+        ("photograph", "; did you mean '.*/photographs'\\?$"),
+        ("a/b", "; there is no '.*/a' either$"),
+    ):
+        with pytest.raises(DataError, match=f"no such folder{hint}"):
+            Folder(path=str(tmp_path / name)).load("train")
 
 
 def test_preprocessing_takes_any_kind_of_image(tmp_path):

@@ -24,6 +24,7 @@ from mmcompress.data.base import (
 from mmcompress.data.text_files import Fields, check_characters, read_csv_rows, read_jsonl_rows
 from mmcompress.errors import DataError
 from mmcompress.runtime.images import open_image
+from mmcompress.runtime.similar_folder import suggest_folder
 
 LISTING_NAMES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
 """Files that may list the images; the first that is there is read."""
@@ -162,7 +163,7 @@ def _read_pairs(folder: Folder) -> RowsBySplit:
 def _find_listing(root: Path, file_name: str | None) -> Path:
     """Return the file that lists the images of a folder, or raise `DataError`."""
     if not root.is_dir():
-        raise DataError(f"data folder '{root}': no such folder")
+        raise DataError(f"data folder '{root}': no such folder{suggest_folder(root)}")
     names = (file_name,) if file_name else LISTING_NAMES
     for name in names:
         if (root / name).is_file():

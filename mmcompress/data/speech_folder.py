@@ -23,6 +23,7 @@ from mmcompress.data.base import (
 from mmcompress.data.text_files import split_lines
 from mmcompress.errors import DataError
 from mmcompress.runtime.audio import check_audio, open_audio
+from mmcompress.runtime.similar_folder import suggest_folder
 from mmcompress.storage import read_text_file
 
 SOUND_FOLDER = "wavs"
@@ -108,7 +109,7 @@ def _read_clips(folder: SpeechFolder) -> RowsBySplit:
     """Read the list and deal its clips to the splits, or raise `DataError` with all problems."""
     root = Path(folder.path)
     if not root.is_dir():
-        raise DataError(f"data folder '{root}': no such folder")
+        raise DataError(f"data folder '{root}': no such folder{suggest_folder(root)}")
     listing = root / folder.file
     numbered_lines = [
         (number, line)

@@ -29,6 +29,7 @@ from mmcompress.models.packaged import find_packaged_folder
 from mmcompress.models.shapes import is_loading_shapes_only, load_shapes_only
 from mmcompress.models.tokenizer_files import check_vocabulary
 from mmcompress.registry import FAMILIES, resolve_entry
+from mmcompress.runtime.similar_folder import suggest_folder
 from mmcompress.spec.schema import Node, Spec
 from mmcompress.version import PACKAGE_FOLDER
 
@@ -131,6 +132,8 @@ def locate_source(source: str) -> SourceLocation:
     hint = ""
     if re.fullmatch(HUB_NAME, source):
         hint = f"; for a model of the hub: transformers:{shown_source}"
+    if not scheme and (not hint or Path(source).parent.is_dir()):
+        hint = suggest_folder(Path(source)) or hint
     raise ModelError(f"source '{shown_source}': no such folder (or use {choices}){hint}")
 
 
@@ -146,7 +149,8 @@ def _locate_in_library(source: str, library: str, *, address: str) -> SourceLoca
         return _recognize_folder(source, Path(address), library=library)
     # `./weights.pt` may stand behind an @, so only a path without one is surely meant as a folder
     if is_folder or (address.startswith((".", "/", "~")) and "@" not in address):
-        raise ModelError(f"source '{shown_source}': no such folder")
+        hint = suggest_folder(Path(address))
+        raise ModelError(f"source '{shown_source}': no such folder{hint}")
     if library == "transformers":
         return _locate_at_hub(source, library, address=address)
     name, _, pretrained = address.partition("@")
