@@ -10,6 +10,7 @@ A command that ends with one of them has this exit code:
     ├── BundleError      a bundle that is damaged, altered or too new     exit code 2
     ├── MissingPackage   an optional package is not installed             exit code 2
     ├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
+    ├── TrackingError    a server that keeps results does not answer      exit code 2
     ├── TargetNotMet     the best artifact was written, but is too slow   exit code 3
     ├── QualityUndetermined  the dense answers are empty or alike         exit code 3
     ├── LimitUndetermined    what a limit is about can't be measured      exit code 3
@@ -87,6 +88,12 @@ class PluginWarning(UserWarning):
 
 class ClusterError(MmcompressError):
     """A Ray cluster, a job server or a worker is gone."""
+
+    exit_code = 2
+
+
+class TrackingError(MmcompressError):
+    """A server that keeps the results of runs refuses, or can't be reached."""
 
     exit_code = 2
 

@@ -37,6 +37,7 @@ OPTIONAL_PACKAGES = {
     "cmaes": OptionalPackage(distribution="cmaes"),
     "emoji": OptionalPackage(distribution="emoji"),
     "jiwer": OptionalPackage(distribution="jiwer"),
+    "mlflow": OptionalPackage(distribution="mlflow-skinny", extra="track"),
     "open_clip": OptionalPackage(distribution="open_clip_torch"),
     "optuna": OptionalPackage(distribution="optuna"),
     "ray": OptionalPackage(distribution="ray[default]"),
@@ -553,6 +554,16 @@ SAMPLERS = Registry(
     },
 )
 """Samplers that propose the candidates of a search."""
+TRACKERS = Registry(
+    "tracker",
+    {
+        "mlflow": (
+            "mmcompress.report.trackers.mlflow:open_mlflow",
+            "an MLflow server: settings, figures, report and bundle",
+        ),
+    },
+)
+"""Servers that keep results (`mmcompress.report.trackers.base.OpenTracker`)."""
 PIPELINE_TEMPLATES = Registry(
     "pipeline",
     {
@@ -588,5 +599,6 @@ PLUG_POINTS = {
     "samplers": SAMPLERS,
     "precisions": PRECISIONS,
     "pipelines": PIPELINE_TEMPLATES,
+    "trackers": TRACKERS,
 }
 """Every plug point, as `mmcompress list` names it."""

@@ -34,6 +34,7 @@ DOORS = {
     "soxr": {"runtime/sound_files.py"},
     "altair": {f"report/charts/{path.name}" for path in PACKAGE.glob("report/charts/[a-z]*.py")},
     "vl_convert": {"report/charts/vega.py"},
+    "mlflow": {"report/trackers/mlflow.py"},
 }
 """Where an optional package may be imported."""
 
@@ -49,14 +50,21 @@ def parse_file(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
 
 
-def imported_packages(path: Path) -> set[str]:
+@cache
+def list_nodes(path: Path) -> list[ast.AST]:
+    """All nodes of a file: a walk over the whole package takes a second."""
+    return list(ast.walk(parse_file(path)))
+
+
+@cache
+def imported_packages(path: Path) -> frozenset[str]:
     packages = set()
-    for node in ast.walk(parse_file(path)):
+    for node in list_nodes(path):
         if isinstance(node, ast.Import):
             packages |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             packages.add(node.module.split(".")[0])
-    return packages
+    return frozenset(packages)
 
 
 def test_the_floors_hold():
@@ -75,11 +83,11 @@ def test_heavy_packages_enter_by_their_doors(package, doors):
 
 def _strings(path: Path) -> list[tuple[int, str]]:
     """Every string of a file that is no docstring and no description."""
-    tree = parse_file(path)
-    alone = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    nodes = list_nodes(path)
+    alone = {id(n.value) for n in nodes if isinstance(n, ast.Expr)}
     return [
         (n.lineno, n.value)
-        for n in ast.walk(tree)
+        for n in nodes
         if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in alone
     ]
 
@@ -87,7 +95,7 @@ def _strings(path: Path) -> list[tuple[int, str]]:
 def _kind_assignments(path: Path) -> set[int]:
     """Lines on which a model says of which kind it is: `kind = "image_encoder"`."""
     lines = set()
-    for node in ast.walk(parse_file(path)):
+    for node in list_nodes(path):
         if isinstance(node, ast.Assign) and any(
             isinstance(t, ast.Name) and t.id == "kind" for t in node.targets
         ):
@@ -96,7 +104,7 @@ def _kind_assignments(path: Path) -> set[int]:
 
 
 def _imported_modules(path: Path) -> set[str]:
-    nodes = ast.walk(parse_file(path))
+    nodes = list_nodes(path)
     return {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
 
 
@@ -183,7 +191,13 @@ def test_samples_need_no_library_for_sound():
 def test_every_string_that_names_code_is_right(point):
     registry = PLUG_POINTS[point]
     for name in registry.list_names():
-        assert registry.get(name) is not None, name
+        try:
+            assert registry.get(name) is not None, name
+        except MissingPackage:
+            # Of what is not part of a checkout, the file itself is asked.
+            module, _, attribute = registry._entries[name].target.partition(":")
+            body = parse_file(ROOT / f"{module.replace('.', '/')}.py").body
+            assert attribute in {getattr(node, "name", "") for node in body}, name
 
 
 @pytest.mark.parametrize("kind", OWN_KINDS)
@@ -220,7 +234,7 @@ def test_no_room_asks_for_a_type_of_input_by_name():
     types = {"image", "audio"}
     asked = []
     for name, path in files():
-        for node in ast.walk(parse_file(path)):
+        for node in list_nodes(path):
             if isinstance(node, ast.Compare):
                 values = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
                 asked += [f"{name}:{node.lineno}" for v in values if v in types]
@@ -268,7 +282,12 @@ def test_what_the_contracts_call_torch_free_is_imported_where_torch_is_not():
         "for name in sys.argv[1:]:\n"
         "    module = importlib.import_module(name)\n"
         "    for inner in pkgutil.walk_packages(getattr(module, '__path__', ()), name + '.'):\n"
-        "        importlib.import_module(inner.name)\n"
+        "        try:\n"
+        "            importlib.import_module(inner.name)\n"
+        "        except ModuleNotFoundError as error:\n"
+        "            # It is not part of a checkout.\n"
+        "            if error.name != 'mlflow':\n"
+        "                raise\n"
     )
     plain = [name for name in names if "*" not in name]
     for kind in OWN_KINDS:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from mmcompress.cli.console import (
     Progress,
     add_progress_options,
     choose_progress_form,
+    err,
     out,
     write_event,
 )
@@ -29,7 +31,9 @@ from mmcompress.errors import (
     QualityNotRetained,
     QualityUndetermined,
     TargetNotMet,
+    TrackingError,
 )
+from mmcompress.report.trackers.base import Tracker, open_tracker
 from mmcompress.results.records import RETAINED_LIMIT, Summary
 from mmcompress.run.run_targets import run_targets
 from mmcompress.workspace.folder import RunFolder
@@ -44,6 +48,13 @@ from mmcompress.workspace.folder import RunFolder
 @from_option
 @max_time_option
 @resume_option
+@click.option(
+    "--track",
+    "track_addresses",
+    multiple=True,
+    metavar="mlflow:URI",
+    help="A server that keeps the result: settings, figures, report and bundle.",
+)
 @add_progress_options
 def run_command(
     spec: str,
@@ -52,6 +63,7 @@ def run_command(
     from_run: str | None,
     max_time: str | None,
     resume: bool,
+    track_addresses: tuple[str, ...],
     as_json: bool,
     quiet: bool,
     **options: Any,
@@ -60,6 +72,8 @@ def run_command(
     measure, report."""
     overrides = collect_overrides(**options)
     folder = folder or choose_default_folder(spec, overrides)
+    # A server that does not answer is told now, not after the run.
+    trackers = [open_tracker(address) for address in track_addresses]
     with Progress(choose_progress_form(as_json, quiet)) as on_progress:
         summaries = run_targets(
             spec,
@@ -79,16 +93,31 @@ def run_command(
             target_folder = run_folder
         if as_json:
             _write_result_event(summary, target_folder)
-            continue
-        print_summary(summary)
-        out.print()
-        print_path("report", target_folder.report)
-        print_path("bundle", target_folder.bundle)
+        else:
+            print_summary(summary)
+            out.print()
+            print_path("report", target_folder.report)
+            print_path("bundle", target_folder.bundle)
+        for tracker in trackers:
+            _track_result(tracker, summary, folder=target_folder, as_json=as_json)
     if len(summaries) > 1 and not run_folder.summary.exists() and not as_json:
         print_path("front", run_folder.front_page)
     _require_met_targets(summaries)
     _require_determined_limits(summaries)
     _require_determined_quality(summaries)
+
+
+def _track_result(tracker: Tracker, summary: Summary, *, folder: RunFolder, as_json: bool) -> None:
+    """Send a result to a tracker. What goes wrong there is told; the result is on disk."""
+    try:
+        address = tracker.log_result(summary, folder)
+    except TrackingError as error:
+        err.print(f"the result was not tracked: {escape(str(error))}; --resume sends it again")
+        return
+    if as_json:
+        write_event("tracked", target=summary.target.text, address=address)
+    else:
+        out.print(f"tracked: {escape(address)}")
 
 
 def _write_result_event(summary: Summary, folder: RunFolder) -> None:

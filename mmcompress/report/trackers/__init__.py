@@ -1,0 +1,1 @@
+"""Servers that keep the results of runs; one file for each kind."""
