@@ -29,10 +29,10 @@ $(VENV)/.speech: $(VENV)/.installed
 	touch $@
 
 test: $(VENV)/.speech
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-fast: install
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 check: install
 	$(BIN)/ruff format --check mmcompress tests benchmarks tools
@@ -42,7 +42,7 @@ check: install
 	$(BIN)/python tools/check_density.py
 	$(BIN)/python tools/check_prose.py
 	$(BIN)/python tools/write_reference.py --check
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"
 
 # The documentation as a site, in docs/.site.
 docs: install

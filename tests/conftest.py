@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,13 +145,27 @@ def pytest_configure(config):
     settings.load_profile("fast" if is_fast else "whole")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Put the tests of the finished run first.
+    """Mark further examples as slow, and put the tests of the finished run first.
 
     The first process of a session then makes that run while the second works through tests that
     do not need it. In the order of the files both would reach it at once, and one would wait.
     """
+    examples: Counter[str] = Counter()
+    for item in items:
+        marker = item.get_closest_marker("examples")
+        if marker is not None:
+            test = item.nodeid.partition("[")[0]
+            examples[test] += 1
+            if examples[test] > marker.args[0]:
+                item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: "finished_run" not in getattr(item, "fixturenames", ()))
+
+
+def pytest_xdist_auto_num_workers():
+    """Run one process of tests more than there are cores: some tests wait for other processes."""
+    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_finish():

@@ -43,6 +43,7 @@ def test_an_artifact_whose_proof_failed_stands_there_with_its_proof(run_fake):
 
 
 @pytest.mark.parametrize("calls_before", range(1, 10))
+@pytest.mark.examples(4)
 def test_wherever_a_run_is_killed_its_artifacts_are_told_once(run_fake, calls_before):
     class Killed(FakeStages):
         def _begin(self, stage):

@@ -117,6 +117,7 @@ def look_through(run):
 
 @pytest.mark.parametrize("fault", DAMAGES)
 @pytest.mark.parametrize("name", REMADE)
+@pytest.mark.examples(5)
 def test_what_can_be_made_again_is_set_aside_and_told(whole_folder, tmp_path, opened, name, fault):
     folder = RunFolder(path=tmp_path / "r")
     shutil.copytree(whole_folder.path, folder.path, copy_function=os.link)
@@ -191,6 +192,7 @@ def test_a_finished_run_whose_bundle_is_damaged_exports_it_again(
     assert any("bundle.damaged" in message for message in told)
 
 
+@pytest.mark.slow
 def test_a_run_of_damaged_records_goes_on_to_the_same_structure(
     tiny, run_folder, folder, machine, one_artifact
 ):

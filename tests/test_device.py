@@ -252,6 +252,7 @@ def test_a_precision_that_the_device_gets_wrong_is_refused(
         ({"measure.parallel": True}, "or wired otherwise"),
     ],
 )
+@pytest.mark.examples(2)
 def test_readings_of_something_else_are_refused(tiny, readings, tmp_path, machine, change, message):
     with pytest.raises(DataError, match=message):
         workflow.run(

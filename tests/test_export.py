@@ -192,6 +192,7 @@ def stirred_captioner(request, spec, tmp_path_factory):
 
 @pytest.mark.parametrize("beams", [1, 3, 5])
 @pytest.mark.parametrize("early_stopping", [False, True])
+@pytest.mark.examples(2)
 def test_beam_search_is_that_of_transformers(stirred_captioner, beams, early_stopping):
     model, files, folder, contexts = stirred_captioner
     model.generation |= {"beams": beams, "early_stopping": early_stopping}

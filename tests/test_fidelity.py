@@ -128,7 +128,6 @@ def test_a_bundle_of_every_type_of_input_answers_noise(name, tmp_path):
 FAST = (
     "CLIP, picture",
     "SigLIP, text",
-    "CLIP, image tower",
     "sentence encoder, mean",
     "open_clip text, a vocabulary of its own",
     "BLIP",

@@ -136,6 +136,7 @@ KEYS = {
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("beams", [1, 3])
 @pytest.mark.parametrize("name", KEYS)
+@pytest.mark.examples(6)
 def test_a_key_is_followed_token_for_token(name, beams):
     library_model = make_gpt2(**KEYS[name])
     settings = assemble(library_model, beams=beams).generation
@@ -153,6 +154,7 @@ def test_a_key_is_followed_token_for_token(name, beams):
         assert written == cut(expected, generation.ends, 1)
 
 
+@pytest.mark.slow
 def test_the_keys_of_the_test_change_what_is_written():
     """Else agreement would say nothing: every key gives another text than none does."""
     generator = torch.Generator().manual_seed(1)

@@ -237,6 +237,7 @@ def test_a_model_of_the_hub_is_that_of_the_same_folder(hub, vit):
         ("model.safetensors", 401, r"the hub answered 401"),
     ],
 )
+@pytest.mark.examples(2)
 def test_a_failure_for_one_file_is_no_absent_file(hub, vit, file_name, status, message):
     hub.publish("org/vit", vit)
     hub.failures[file_name] = status
@@ -256,6 +257,7 @@ def test_a_failure_for_one_file_is_no_absent_file(hub, vit, file_name, status, m
         (403, r"the hub answered 403: .*log in"),
     ],
 )
+@pytest.mark.examples(2)
 def test_a_failure_of_the_listing_is_told(hub, vit, status, message):
     hub.publish("org/vit", vit)
     hub.failures["listing"] = status

@@ -328,6 +328,7 @@ OBLONG = {"image_size": [16, 40], "patch_size": 8, "width": 32, "layers": 1, "he
 
 
 @pytest.mark.parametrize("vision", [TIMM, OBLONG], ids=["timm", "oblong"])
+@pytest.mark.slow
 def test_open_clip_towers_answer_as_the_library(vision, tmp_path):
     import open_clip
 

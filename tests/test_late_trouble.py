@@ -73,6 +73,7 @@ def fill_disk(monkeypatch):
 
 
 @pytest.mark.parametrize("files", range(14))
+@pytest.mark.examples(6)
 def test_whenever_the_disk_is_full_the_run_goes_on_from_there(run_fake, tmp_path, fill_disk, files):
     """The third file is the last one of the folder's own records."""
     fake = FakeStages(shares=(1.02, 0.98))

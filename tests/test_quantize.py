@@ -62,6 +62,7 @@ def test_the_callers_logging_stays_as_it_was(layer, precision, caplog):
     assert [record.message for record in caplog.records] == ["still heard", "and this too"]
 
 
+@pytest.mark.slow
 def test_logging_that_nobody_set_up_is_not_set_up(layer):
     """In a process of its own: one of ONNX Runtime's modules sets it up when it is imported."""
     code = (

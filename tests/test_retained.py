@@ -119,6 +119,7 @@ def test_a_finished_run_makes_none_of_its_targets_anew(reach):
 
 
 @pytest.mark.parametrize("calls_before", [3, 5, 6, 8, 11])
+@pytest.mark.examples(3)
 def test_wherever_it_is_killed_it_ends_with_the_same_targets(reach, calls_before):
     class Killed(FakeStages):
         def _begin(self, stage):

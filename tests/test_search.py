@@ -537,7 +537,10 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
 
 @pytest.mark.parametrize(
     "sampler",
-    [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS.list_names()],
+    [
+        pytest.param(name, marks=[] if name in ("tpe", "random") else [pytest.mark.slow])
+        for name in SAMPLERS.list_names()
+    ],
 )
 def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler):
     count = 12

@@ -85,6 +85,7 @@ POOLINGS = {
 
 
 @pytest.mark.parametrize("key", POOLINGS)
+@pytest.mark.examples(2)
 def test_tokens_are_pooled_as_the_folder_says(key, tmp_path):
     save_sentence_encoder(tmp_path, **{key: True})
     check(tmp_path, POOLINGS[key])
@@ -120,6 +121,7 @@ def make_dense(activation, *, width=32):
         ("torch.nn.modules.activation.Tanh", torch.tanh),
     ],
 )
+@pytest.mark.examples(1)
 def test_dense_layers_and_norms_behind_the_pooling_are_run(activation, function, tmp_path):
     save_sentence_encoder(tmp_path, pooling_mode_mean_tokens=True)
     norm = {"norm.weight": torch.rand(32), "norm.bias": torch.rand(32)}
@@ -144,6 +146,7 @@ def write_prompts(folder, **content):
 
 @pytest.mark.parametrize("include", [True, False])
 @pytest.mark.parametrize("key", ["pooling_mode_mean_tokens", "pooling_mode_cls_token"])
+@pytest.mark.examples(1)
 def test_the_default_prompt_stands_before_every_text(key, include, tmp_path):
     save_sentence_encoder(tmp_path, **{key: True, "include_prompt": include})
     prompts = {"query": "a star", "document": "a key"}

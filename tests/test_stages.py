@@ -86,6 +86,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(run_fake, stage, made):
 
 
 @pytest.mark.parametrize("calls_before", range(1, 10))
+@pytest.mark.examples(4)
 def test_wherever_a_run_is_killed_it_ends_with_the_same_artifact(run_fake, tmp_path, calls_before):
     class Killed(FakeStages):
         def _begin(self, stage):

@@ -61,6 +61,7 @@ def list_errors(journal):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.examples(1)
 def test_a_killed_worker_costs_its_trial_and_another_takes_its_place(tmp_path, workers):
     messages = []
     with make_process_executor(str(tmp_path), workers) as executor:
