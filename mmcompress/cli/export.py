@@ -9,17 +9,28 @@ from rich.table import Table
 from mmcompress.cli.console import Progress, out
 from mmcompress.cli.options import parse_settings, set_option
 from mmcompress.run.export_dense import export_dense
+from mmcompress.run.export_library import export_library_folders
 
 
 @click.command("export")
-@click.argument("spec", type=click.Path())
+@click.argument("spec", type=click.Path(), metavar="SPEC|RUN")
 @click.option("--out", "bundle", type=click.Path(), required=True, help="Folder of the bundle.")
+@click.option(
+    "--as-transformers",
+    "as_library",
+    is_flag=True,
+    help="SPEC is a finished run: write its models as checkpoints that their own library loads.",
+)
 @set_option
-def export_command(spec: str, bundle: str, settings: tuple[str, ...]) -> None:
+def export_command(spec: str, bundle: str, as_library: bool, settings: tuple[str, ...]) -> None:
     """Write the dense pipeline as a bundle for ONNX Runtime, with its caches and all proofs.
 
-    The spec needs no target, no metrics and no data.
+    The spec needs no target, no metrics and no data. Of a finished run, write the pruned models as
+    checkpoints of transformers or open_clip.
     """
+    if as_library:
+        _export_checkpoints(spec, bundle)
+        return
     with Progress() as on_progress:
         proofs = export_dense(
             spec, bundle, overrides=parse_settings(settings), on_progress=on_progress
@@ -30,3 +41,16 @@ def export_command(spec: str, bundle: str, settings: tuple[str, ...]) -> None:
         table.add_row(proof.node, escape(name), f"{proof.difference:.1e}", f"{proof.bound:.0e}")
     out.print(table)
     out.print(f"[green]{len(proofs)} proofs hold[/green]; the bundle is in {escape(bundle)}")
+
+
+def _export_checkpoints(run: str, folder: str) -> None:
+    """Write the models of a finished run as checkpoints of their own libraries."""
+    with Progress() as on_progress:
+        written = export_library_folders(run, folder, on_progress=on_progress)
+    for node_name, proof in written.proofs.items():
+        out.print(
+            f"{escape(node_name)}: {escape(str(written.folders[node_name]))}; its library answers "
+            f"as the pruned model (difference {proof.difference:.1e})"
+        )
+    for node_name, reason in written.refusals.items():
+        out.print(f"{escape(node_name)}: [yellow]not written[/yellow]: {escape(reason)}")

@@ -35,14 +35,8 @@ def load_modules(run: str | Path) -> dict[str, Model]:
         DataError: The folder holds no finished training, or its weights can't be read.
         ModelError: A dense model can't be loaded.
     """
-    folder = RunFolder(path=Path(run))
-    run_folder = folder if folder.spec.exists() else folder.shared_by_targets
-    if not folder.units.exists() or not run_folder.spec.exists():
-        raise DataError(
-            f"{folder}: holds no trained weights; give the folder of a finished run, "
-            "or of one of its targets"
-        )
-    spec = _read_spec(run_folder)
+    folder, run_folder = find_run_folders(run)
+    spec = read_run_spec(run_folder)
     units_by_block = load_file(folder.units)
     modules: dict[str, Model] = {}
     for node_name, model in load_models(spec).items():
@@ -55,7 +49,26 @@ def load_modules(run: str | Path) -> dict[str, Model]:
     return modules
 
 
-def _read_spec(folder: RunFolder) -> Spec:
+def find_run_folders(run: str | Path) -> tuple[RunFolder, RunFolder]:
+    """Find the folder with the trained weights, and the one with the spec.
+
+    Args:
+        run: A run folder, or the folder of one of its targets.
+
+    Raises:
+        DataError: The folder holds no finished training.
+    """
+    folder = RunFolder(path=Path(run))
+    run_folder = folder if folder.spec.exists() else folder.shared_by_targets
+    if not folder.units.exists() or not run_folder.spec.exists():
+        raise DataError(
+            f"{folder}: holds no trained weights; give the folder of a finished run, "
+            "or of one of its targets"
+        )
+    return folder, run_folder
+
+
+def read_run_spec(folder: RunFolder) -> Spec:
     """Read the spec of a run, with its models pinned to the commits that it used."""
     data = json.loads(folder.spec.read_text(encoding="utf-8"))
     for plugin in data.get("plugins", ()):
