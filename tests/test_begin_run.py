@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -151,6 +154,34 @@ def test_ctrl_c_is_exit_130_with_the_line_that_goes_on(tiny, tmp_path, monkeypat
     monkeypatch.setattr("mmcompress.cli.validate.load_spec", interrupt)
     result = CliRunner().invoke(main, ["validate", spec])
     assert result.exit_code == 130 and result.output == "interrupted\n"
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_a_cluster_that_is_not_there_is_told_in_seconds(tiny, tmp_path, scheme):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    address = f"{scheme}127.0.0.1:{port}"
+    overrides = {"search.executor": "ray", "search.ray_address": address}
+    start = time.monotonic()
+    with pytest.raises(ClusterError, match=f"no Ray cluster at {address}: nobody answers there"):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=overrides)
+    assert time.monotonic() - start < 10
+    assert not (tmp_path / "r" / "profile.json").exists()
+
+
+def test_sigterm_is_exit_143_with_the_line_that_goes_on(tiny, tmp_path, monkeypatch):
+    def terminate(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr("mmcompress.cli.run.run_targets", terminate)
+    handler = signal.getsignal(signal.SIGTERM)
+    arguments = ["run", str(tiny / "spec.yaml"), "--out", str(tmp_path / "r")]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 143
+    assert f"terminated; go on with: mmcompress {' '.join(arguments)} --resume\n" in result.output
+    assert signal.getsignal(signal.SIGTERM) is handler
 
 
 def test_a_run_without_a_cache_ends_in_the_first_second(tiny, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ import time
 
 import aiohttp
 import numpy as np
+import psutil
 import pytest
 import yaml
 from deadly_trials import evaluate_units
@@ -378,6 +379,20 @@ def test_processes_give_what_inline_gives(tmp_path):
     assert all(t.worker for t in one)
 
 
+def list_open_addresses():
+    """What this process and its children listen at, other than the loopback address."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    listening = set()
+    for process in processes:
+        try:
+            connections = process.net_connections("inet")
+        except psutil.Error:  # it has ended since
+            continue
+        listening |= {found.laddr.ip for found in connections if found.status == "LISTEN"}
+    assert listening, "Ray listens nowhere"
+    return {ip for ip in listening if ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")}
+
+
 @pytest.mark.slow
 def test_ray_gives_what_inline_gives(tmp_path):
     def by_value(context, candidate):  # workers can't import a test module
@@ -386,11 +401,15 @@ def test_ray_gives_what_inline_gives(tmp_path):
         }
         return {"loss": 3 * lost["a"] + lost["b"], "quality": {}, "seconds": 0.0}
 
+    handler = signal.getsignal(signal.SIGTERM)
     executor = RayExecutor(None, 2)
     try:
+        assert signal.getsignal(signal.SIGTERM) is handler
         one = go(tmp_path / "a", by_value, trials=6, mutations=2, executor=executor, workers=2)
+        assert list_open_addresses() == set()
     finally:
         executor.shutdown()
+    assert signal.getsignal(signal.SIGTERM) is handler
     assert len(one) >= 4 and all("/" in t.worker for t in one)
     for t in one:
         assert t.loss == evaluate_units(None, {"kept_units": t.candidate.kept_units})["loss"]
@@ -612,6 +631,39 @@ def test_a_job_takes_its_readings_and_its_space_along(tmp_path):
     missing = {"nodes": {}, "measure": {"readings": "nowhere.json"}}
     with pytest.raises(SpecError, match=r"measure\.readings: nowhere\.json: no such file"):
         jobs._fill_work_folder(work, missing, space=tmp_path / "joint.yaml")
+
+
+def test_a_job_takes_no_weights_along_that_its_spec_does_not_name(tmp_path):
+    own = jobs._copy_package(tmp_path / "own", {"nodes": {"a": {"source": "/shared/vit"}}})
+    embedded = jobs._copy_package(tmp_path / "demo", {"nodes": {"a": {"source": "embedded:x/y"}}})
+    assert (own / "models" / "sources.py").exists() and not list(own.rglob("*.safetensors"))
+    assert list(embedded.rglob("*.safetensors"))
+
+
+def test_what_goes_along_is_bounded_and_named(tmp_path, monkeypatch):
+    (tmp_path / "my_plugin").mkdir()
+    (tmp_path / "my_plugin" / "weights.bin").write_bytes(bytes(3_000_000))
+    jobs._check_upload(tmp_path)
+    monkeypatch.setattr(jobs, "MAX_UPLOAD_MB", 2)
+    with pytest.raises(
+        SpecError, match=r"takes 3 MB, and at most 2 MB are sent. 'my_plugin' has 3"
+    ):
+        jobs._check_upload(tmp_path)
+
+
+def test_what_only_the_cluster_may_see_is_listed(tmp_path):
+    nodes = {"a": {"source": str(tmp_path)}, "b": {"source": "/no/where"}, "c": {"source": "pip:x"}}
+    data = {"options": {"path": "/no/photos"}}
+    missing = jobs.list_missing_folders({"nodes": nodes, "data": data})
+    assert missing == ["nodes.b.source: /no/where", "data.options.path: /no/photos"]
+
+
+def test_an_address_is_told_without_its_password_and_needs_a_scheme():
+    with pytest.raises(SpecError, match="expected http://HOST:8265"):
+        jobs.connect_to_server("127.0.0.1:8265")
+    with pytest.raises(ClusterError, match=r"no job server answers at http://\*\*\*@127") as told:
+        jobs.connect_to_server("http://me:secret@127.0.0.1:9")
+    assert "secret" not in str(told.value)
 
 
 class LoggedJob:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import shlex
+import signal
+import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any
 
 import click
@@ -17,6 +21,13 @@ from mmcompress.registry import name_missing_packages, resolve_entry
 
 INTERRUPTED_EXIT_CODE = 130
 """Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+TERMINATED_EXIT_CODE = 143
+"""Exit code after SIGTERM, which `kill` and batch systems send."""
+
+
+class TerminationRequested(KeyboardInterrupt):
+    """SIGTERM asked the process to end: it stops as after Ctrl-C."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +74,7 @@ class LazyGroup(click.Group):
         warnings.showwarning = _show_warning
         try:
             # Libraries import packages late too: Optuna's Gaussian process meets scipy at work.
-            with name_missing_packages():
+            with name_missing_packages(), stop_on_sigterm():
                 return super().invoke(context)
         except MmcompressError as error:
             self._exit_with(error, context)
@@ -72,6 +83,9 @@ class LazyGroup(click.Group):
             if disk_error is None:
                 raise
             self._exit_with(disk_error, context)
+        except TerminationRequested:
+            err.print(f"terminated{escape(self._describe_resumption())}", soft_wrap=True)
+            context.exit(TERMINATED_EXIT_CODE)
         except KeyboardInterrupt:
             err.print(f"interrupted{escape(self._describe_resumption())}", soft_wrap=True)
             context.exit(INTERRUPTED_EXIT_CODE)
@@ -98,6 +112,25 @@ class LazyGroup(click.Group):
         if "--resume" not in arguments:
             arguments.append("--resume")
         return f"; go on with: {shlex.join(['mmcompress', *arguments])}"
+
+
+@contextmanager
+def stop_on_sigterm() -> Iterator[None]:
+    """Raise `TerminationRequested` in the block when the process gets SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():
+        # Python lets only the main thread of a process handle signals.
+        yield
+        return
+    handler_before = signal.signal(signal.SIGTERM, _raise_termination)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler_before)
+
+
+def _raise_termination(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM."""
+    raise TerminationRequested
 
 
 def _show_warning(message: Warning | str, *details: Any, **options: Any) -> None:

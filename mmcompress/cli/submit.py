@@ -6,12 +6,14 @@ import sys
 from typing import Any
 
 import click
+from rich.markup import escape
 
 from mmcompress.cli.console import err
 from mmcompress.cli.lazy_group import INTERRUPTED_EXIT_CODE
 from mmcompress.cli.options import add_run_options, address_option, collect_overrides
 from mmcompress.graph.load_spec import load_document, load_spec
 from mmcompress.registry import resolve_entry
+from mmcompress.runtime.addresses import hide_password
 from mmcompress.spec.space import find_default_space
 
 
@@ -33,12 +35,15 @@ def submit_command(
     """Run the same command as a job on a Ray cluster; follow its log until it ends."""
     overrides = collect_overrides(**options) | {"search.ray_address": "auto"}
     load_spec(spec, overrides)
+    document = load_document(spec, overrides)
     # Its help is for every install, but only `compress` brings Ray.
     submit_run = resolve_entry("mmcompress.search.jobs:submit_run")
+    for missing in resolve_entry("mmcompress.search.jobs:list_missing_folders")(document):
+        err.print(f"[yellow]warning:[/yellow] {escape(missing)}: not seen from here")
     sent_jobs: list[str] = []
     try:
         exit_code: int = submit_run(
-            load_document(spec, overrides),
+            document,
             address,
             folder=folder,
             space=space or find_default_space(),
@@ -61,4 +66,7 @@ def _leave_or_stop(job_id: str, address: str) -> None:
         resolve_entry("mmcompress.search.jobs:connect_to_server")(address).stop_job(job_id)
         err.print(f"job {job_id} is being stopped; the same command goes on with its run")
         return
-    err.print(f"job {job_id} goes on; to stop it: mmcompress job stop {job_id} --address {address}")
+    shown_address = escape(hide_password(address))
+    err.print(
+        f"job {job_id} goes on; to stop it: mmcompress job stop {job_id} --address {shown_address}"
+    )

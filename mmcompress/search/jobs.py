@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from mmcompress.errors import ClusterError, DataError, SpecError, shorten, suggest_nearest
+from mmcompress.runtime.addresses import hide_password
 from mmcompress.version import PACKAGE_FOLDER
 from mmcompress.workspace.folder import LOCK_FILE
 
@@ -46,6 +47,16 @@ MAX_AGENT_SECONDS = 60.0
 
 SECONDS_BETWEEN_TRIES = 1.0
 """Seconds between two tries to send a job."""
+
+
+EMBEDDED_WEIGHTS = "*.safetensors"
+"""Files of the package that are large."""
+
+BYTES_PER_MB = 1_000_000
+"""Bytes of a megabyte."""
+
+MAX_UPLOAD_MB = 100
+"""Megabytes that go along with a job: code, and no data."""
 
 
 def ignore_job(job_id: str) -> None:
@@ -142,8 +153,12 @@ def submit_run(
     target_folder = Path(folder).resolve()
     if not Path(space).is_file():
         raise SpecError(f"{space}: no such search space")
-    with tempfile.TemporaryDirectory() as work_folder:
-        _fill_work_folder(Path(work_folder), spec, space=Path(space))
+    with tempfile.TemporaryDirectory() as scratch:
+        work_folder = Path(scratch) / "work"
+        work_folder.mkdir()
+        _fill_work_folder(work_folder, spec, space=Path(space))
+        _check_upload(work_folder)
+        package = _copy_package(Path(scratch), spec)
         client = connect_to_server(address)
         earlier = _list_jobs_of_folder(client, target_folder)
         running = [job for job in earlier if not job.status.is_terminal()]
@@ -155,6 +170,7 @@ def submit_run(
                 client,
                 entrypoint=_make_command_line(target_folder, resume=resume or bool(earlier)),
                 work_folder=work_folder,
+                package=package,
                 target_folder=target_folder,
             )
             log.write(f"job {job_id}\n")
@@ -179,7 +195,12 @@ def _get_start_time(job: JobDetails) -> int:
 
 
 def _submit_job(
-    client: JobSubmissionClient, *, entrypoint: str, work_folder: str, target_folder: Path
+    client: JobSubmissionClient,
+    *,
+    entrypoint: str,
+    work_folder: Path,
+    package: Path,
+    target_folder: Path,
 ) -> str:
     """Send a job; return its id. A cluster that has just begun is waited for.
 
@@ -191,7 +212,7 @@ def _submit_job(
         try:
             return client.submit_job(
                 entrypoint=entrypoint,
-                runtime_env={"working_dir": work_folder, "py_modules": [str(PACKAGE_FOLDER)]},
+                runtime_env={"working_dir": str(work_folder), "py_modules": [str(package)]},
                 metadata={FOLDER_KEY: str(target_folder)},
             )
         except RuntimeError as error:
@@ -216,7 +237,10 @@ def follow_job(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> int:
         ClusterError: The connection breaks off.
     """
     status = _follow_log(client, job_id, log=log)
-    exit_code = client.get_job_info(job_id).driver_exit_code
+    try:
+        exit_code = client.get_job_info(job_id).driver_exit_code
+    except (RuntimeError, OSError) as error:
+        raise _make_log_error(job_id, hide_password(str(error))) from error
     if exit_code is None:
         return 0 if status == JobStatus.SUCCEEDED else 1
     return exit_code
@@ -271,12 +295,71 @@ def fetch_result(client: JobSubmissionClient, job_id: str, *, out: Path) -> Path
 
 
 def connect_to_server(address: str) -> JobSubmissionClient:
-    """Connect to a job server."""
+    """Connect to a job server.
+
+    Raises:
+        SpecError: The address does not say how to reach it.
+        ClusterError: Nobody answers there.
+    """
+    shown_address = hide_password(address)
+    if "://" not in address:
+        # Ray takes it for that of a cluster's own port, and waits there for minutes.
+        raise SpecError(f"--address {shown_address}: expected http://HOST:8265")
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, RayError) as error:
-        reason = str(error).splitlines()[0]
-        raise ClusterError(f"no job server answers at {address}: {reason}") from error
+    except (OSError, RuntimeError, RayError) as error:
+        reason = hide_password(str(error)).splitlines()[0]
+        raise ClusterError(f"no job server answers at {shown_address}: {reason}") from error
+
+
+def list_missing_folders(spec: SpecDocument) -> list[str]:
+    """List the local sources and data of a spec that this machine does not see, for a warning.
+
+    The cluster may see them: they are not sent along.
+
+    Args:
+        spec: The spec; local names in it are absolute.
+    """
+    named = {f"nodes.{name}.source": node.get("source") for name, node in spec["nodes"].items()}
+    options = (spec.get("data") or {}).get("options") or {}
+    named["data.options.path"] = options.get("path")
+    missing: list[str] = []
+    for key, value in named.items():
+        if isinstance(value, str) and value.startswith("/") and not Path(value).exists():
+            missing.append(f"{key}: {value}")
+    return missing
+
+
+def _copy_package(work_folder: Path, spec: SpecDocument) -> Path:
+    """Copy this package for the cluster, without embedded weights that a spec does not name."""
+    sources = [str(node.get("source", "")) for node in spec["nodes"].values()]
+    ignored = ["__pycache__"]
+    if not any(source.startswith("embedded:") for source in sources):
+        ignored.append(EMBEDDED_WEIGHTS)
+    copied = work_folder / PACKAGE_FOLDER.name
+    shutil.copytree(PACKAGE_FOLDER, copied, ignore=shutil.ignore_patterns(*ignored))
+    return copied
+
+
+def _check_upload(work_folder: Path) -> None:
+    """Check that what is sent along is small: Ray refuses much, and says nothing of where it lies.
+
+    Raises:
+        SpecError: It is too large.
+    """
+    sizes: dict[str, int] = {}
+    for path in work_folder.rglob("*"):
+        if path.is_file():
+            name = path.relative_to(work_folder).parts[0]
+            sizes[name] = sizes.get(name, 0) + path.stat().st_size
+    total_mb = sum(sizes.values()) / BYTES_PER_MB
+    if total_mb > MAX_UPLOAD_MB:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise SpecError(
+            f"what goes along with the job takes {total_mb:.0f} MB, and at most {MAX_UPLOAD_MB} MB "
+            f"are sent. '{largest}' has {sizes[largest] / BYTES_PER_MB:.0f} MB of it. Keep data and "
+            "weights on storage that the cluster sees, out of the folder of a module"
+        )
 
 
 def _fill_work_folder(work_folder: Path, spec: SpecDocument, *, space: Path) -> None:
@@ -317,9 +400,9 @@ def _follow_log(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> Job
     """
     try:
         asyncio.run(_copy_log(client, job_id, log=log))
-    except (RuntimeError, aiohttp.ClientError) as error:
-        raise _make_log_error(job_id, str(error)) from error
-    status = client.get_job_status(job_id)
+        status = client.get_job_status(job_id)
+    except (RuntimeError, OSError, aiohttp.ClientError) as error:
+        raise _make_log_error(job_id, hide_password(str(error))) from error
     if not status.is_terminal():
         raise _make_log_error(job_id, "the connection was closed")
     return status

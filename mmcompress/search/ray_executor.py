@@ -5,14 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import socket
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Executor, Future
 from functools import partial
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
 from mmcompress.errors import ClusterError
+from mmcompress.runtime.addresses import hide_password
 from mmcompress.search.executors import (
     Evaluate,
     TaskResult,
@@ -24,6 +30,15 @@ from mmcompress.search.executors import (
 )
 from mmcompress.search.ray_folder import choose_ray_folder
 from mmcompress.version import PACKAGE_FOLDER
+
+CONNECT_SECONDS = 5.0
+"""Seconds that the head of a cluster may take to accept a connection."""
+
+LOOPBACK = "127.0.0.1"
+"""Where a local Ray listens: nobody else can reach it."""
+
+LOOPBACK_SETTING = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Environment variable of Ray: with 0 it takes the loopback address for that of the machine."""
 
 
 def _call_task_on_ray(
@@ -107,22 +122,17 @@ class RayExecutor(Executor):
         """Connect to a cluster, or start a Ray of this machine."""
         # Otherwise Ray hides the accelerators of tasks that ask for none.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        package = {"py_modules": [str(PACKAGE_FOLDER)]}
-        # A Ray job already brings the package along, and so does this machine.
-        is_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+        # Ray tells its makers what it is used for, unless it is told not to.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(
-                address=address or "local",
-                num_cpus=None if address else workers,
-                include_dashboard=None if address else False,
-                runtime_env=package if address and not is_job else None,
-                log_to_driver=False,
-                _temp_dir=None if address else choose_ray_folder(),
-                logging_level=logging.ERROR,
-            )
+            with _keep_signal_handler():
+                if address:
+                    _connect_to_cluster(address)
+                else:
+                    _start_local_ray(workers)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            place = address or "this machine"
-            raise ClusterError(f"no Ray cluster at {place}: {error}") from error
+            place = hide_password(address) if address else "this machine"
+            raise ClusterError(f"no Ray cluster at {place}: {hide_password(str(error))}") from error
 
     def submit(  # type: ignore[override]
         self, evaluate: Evaluate, /, *args: object, **kwargs: object
@@ -139,5 +149,77 @@ class RayExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop Ray if this executor started it."""
         if self.started_ray:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), _keep_signal_handler():
                 ray.shutdown()
+
+
+def _connect_to_cluster(address: str) -> None:
+    """Connect to a running cluster."""
+    _require_listener(address)
+    # A Ray job already brings the package along.
+    is_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    ray.init(
+        address=address,
+        runtime_env=None if is_job else {"py_modules": [str(PACKAGE_FOLDER)]},
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
+
+
+def _require_listener(address: str) -> None:
+    """Raise `ConnectionError` when nobody listens at `HOST:PORT`: Ray itself tries for minutes.
+
+    Other addresses, such as `auto`, are left to Ray.
+    """
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"nobody answers there ({error})") from error
+
+
+def _start_local_ray(workers: int) -> None:
+    """Start a Ray of this machine that nobody else can reach."""
+    with _prefer_loopback():
+        ray.init(
+            address="local",
+            num_cpus=workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            _node_ip_address=LOOPBACK,
+            _temp_dir=choose_ray_folder(),
+            logging_level=logging.ERROR,
+        )
+
+
+@contextlib.contextmanager
+def _prefer_loopback() -> Iterator[None]:
+    """Let a Ray that is started in the block listen at the loopback address alone.
+
+    By default it listens at all addresses of the machine, and turns a loopback address back into
+    the machine's own. The processes that it starts read the setting from their environment, and
+    this one has read it when it imported Ray.
+    """
+    before = (os.environ.get(LOOPBACK_SETTING), ray_constants.ENABLE_RAY_CLUSTER)
+    os.environ[LOOPBACK_SETTING] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        setting, ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(LOOPBACK_SETTING)
+        if setting is not None:
+            os.environ[LOOPBACK_SETTING] = setting
+
+
+@contextlib.contextmanager
+def _keep_signal_handler() -> Iterator[None]:
+    """Put the handler of SIGTERM back after the block: Ray's own ends the process with a dump."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)
