@@ -52,7 +52,7 @@ SECONDS_BETWEEN_TRIES = 1.0
 EMBEDDED_WEIGHTS = "*.safetensors"
 """Files of the package that are large."""
 
-BYTES_PER_MB = 1_000_000
+BYTES_OF_A_MB = 1_000_000
 """Bytes of a megabyte."""
 
 MAX_UPLOAD_MB = 100
@@ -352,12 +352,12 @@ def _check_upload(work_folder: Path) -> None:
         if path.is_file():
             name = path.relative_to(work_folder).parts[0]
             sizes[name] = sizes.get(name, 0) + path.stat().st_size
-    total_mb = sum(sizes.values()) / BYTES_PER_MB
+    total_mb = sum(sizes.values()) / BYTES_OF_A_MB
     if total_mb > MAX_UPLOAD_MB:
         largest = max(sizes, key=sizes.__getitem__)
         raise SpecError(
-            f"what goes along with the job takes {total_mb:.0f} MB, and at most {MAX_UPLOAD_MB} MB "
-            f"are sent. '{largest}' has {sizes[largest] / BYTES_PER_MB:.0f} MB of it. Keep data and "
+            f"what goes along with the job takes {total_mb:.0f} MB, and at most "
+            f"{MAX_UPLOAD_MB} MB are sent. '{largest}' has {sizes[largest] / BYTES_OF_A_MB:.0f} MB of it. Keep data and "
             "weights on storage that the cluster sees, out of the folder of a module"
         )
 
