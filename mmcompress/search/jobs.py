@@ -355,10 +355,11 @@ def _check_upload(work_folder: Path) -> None:
     total_mb = sum(sizes.values()) / BYTES_OF_A_MB
     if total_mb > MAX_UPLOAD_MB:
         largest = max(sizes, key=sizes.__getitem__)
+        largest_mb = sizes[largest] / BYTES_OF_A_MB
         raise SpecError(
             f"what goes along with the job takes {total_mb:.0f} MB, and at most "
-            f"{MAX_UPLOAD_MB} MB are sent. '{largest}' has {sizes[largest] / BYTES_OF_A_MB:.0f} MB of it. Keep data and "
-            "weights on storage that the cluster sees, out of the folder of a module"
+            f"{MAX_UPLOAD_MB} MB are sent. '{largest}' has {largest_mb:.0f} MB of it. Keep data "
+            "and weights on storage that the cluster sees, out of the folder of a module"
         )
 
 
