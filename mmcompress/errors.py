@@ -16,6 +16,7 @@ A command that ends with one of them has this exit code:
     ├── LimitUndetermined    what a limit is about can't be measured      exit code 3
     ├── QualityNotRetained   less of the dense quality is kept than asked exit code 3
     ├── SplitSealed      a choice was about to see the test split         exit code 1
+    ├── RunDamaged       a run folder is damaged; nothing was changed     exit code 1
     └── ProofFailed      an artifact does not compute what it should      exit code 1
 """
 
@@ -130,6 +131,12 @@ class LimitUndetermined(MmcompressError):
 
 class SplitSealed(MmcompressError):
     """Something that trains or chooses was about to load a split that only judges."""
+
+    exit_code = 1
+
+
+class RunDamaged(MmcompressError):
+    """A run folder holds damaged files, or what a killed process left."""
 
     exit_code = 1
 

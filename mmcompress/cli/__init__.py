@@ -101,9 +101,13 @@ COMMANDS = {
         target="mmcompress.cli.job:job_command",
         about="Look after a run on a cluster: status, logs, stop, fetch.",
     ),
+    "clean": CommandRow(
+        target="mmcompress.cli.clean:clean_command",
+        about="Tell what a run or the cache takes on disk; delete what can be made again.",
+    ),
     "doctor": CommandRow(
         target="mmcompress.cli.doctor:doctor_command",
-        about="Check this machine: versions, processor, memory, disk, Ray.",
+        about="Check this machine, or look through a run folder for what is damaged.",
     ),
     "list": CommandRow(
         target="mmcompress.cli.list:list_command",

@@ -6,7 +6,8 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import out
-from mmcompress.errors import ClusterError, DataError
+from mmcompress.errors import ClusterError, DataError, RunDamaged, SpecError
+from mmcompress.registry import resolve_entry
 from mmcompress.runtime.environment import Finding, check_environment
 from mmcompress.search.ray_folder import choose_ray_folder
 
@@ -15,8 +16,18 @@ MARKS = {"good": "[green]good[/green]", "note": "[yellow]note[/yellow]", "bad": 
 
 
 @click.command("doctor")
-def doctor_command() -> None:
-    """Check this machine: versions, processor, memory, disk, Ray."""
+@click.argument("run", required=False, type=click.Path())
+@click.option("--repair", is_flag=True, help="Mend the run folder: a resumed run makes the rest.")
+def doctor_command(run: str | None, repair: bool) -> None:
+    """Check this machine, or a run folder: what is damaged, or was left behind.
+
+    Without --repair nothing is written. A run that goes on with --resume mends its folder, too.
+    """
+    if run is not None:
+        _check_run(run, repair=repair)
+        return
+    if repair:
+        raise SpecError("--repair takes a run folder")
     findings = [*check_environment(), check_ray_folder()]
     for finding in findings:
         mark = MARKS[finding.state]
@@ -24,6 +35,24 @@ def doctor_command() -> None:
     bad = [finding.name for finding in findings if finding.state == "bad"]
     if bad:
         raise DataError(f"this machine can't do the work: {', '.join(bad)}")
+
+
+def _check_run(run: str, *, repair: bool) -> None:
+    """Tell what is wrong with a run folder, or mend it; raises `RunDamaged` where anything is."""
+    inspection = "mmcompress.run.inspect_run"
+    if repair:
+
+        def tell(text: str) -> None:
+            out.print(escape(text), soft_wrap=True)
+
+        resolve_entry(f"{inspection}:repair_run")(run, tell=tell)
+    findings = resolve_entry(f"{inspection}:inspect_run")(run)
+    for finding in findings:
+        out.print(f"{MARKS['bad']:<22}{escape(str(finding.path))}: {escape(finding.fault)}")
+    if findings:
+        cure = "begin it anew" if repair else "--repair, or the run with --resume, mends it"
+        raise RunDamaged(f"{run}: {len(findings)} findings; {cure}")
+    out.print(f"{MARKS['good']} {escape(run)}: whole")
 
 
 def check_ray_folder() -> Finding:

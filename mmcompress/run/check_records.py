@@ -6,14 +6,16 @@ missing, and all that is damaged is missing after this.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 from safetensors import SafetensorError, safe_open
 
 from mmcompress.distill.checkpoint import check_checkpoint
 from mmcompress.errors import DataError
+from mmcompress.graph.blocks import Block
 from mmcompress.measure.cost_model.drift import ReferenceRuns
 from mmcompress.measure.cost_model.footprint import Footprint
 from mmcompress.measure.cost_model.predictor import Predictor
@@ -33,67 +35,17 @@ from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
 
 
-def set_damaged_shared_aside(run: RunContext) -> None:
-    """Set aside what is damaged of the records that the targets share, and tell of it."""
-    folder = run.shared
-    setter = _Setter(run.tell_damage)
-    setter.check_record(Profile, folder.profile)
-    setter.check_bundle(folder.baseline)
-    setter.check_record(Predictor, folder.predictor)
-    for bundle in _list_folders(folder.quantized):
-        # The predictor is made again for them: that stage alone writes them.
-        setter.check_bundle(bundle, [folder.predictor])
-    setter.check_record(Footprint, folder.footprint)
-    setter.check_record(ReferenceRuns, folder.reference_runs)
-    if is_sensitivity_stored(folder):
-        files = [folder.sensitivity, folder.sensitivity_tensors]
-        setter.check(partial(check_sensitivity, folder, run.blocks), files)
-    setter.check_existing(_check_texts, folder.teacher_texts)
-    for answers in folder.list_dense_answers():
-        setter.check_record(SplitAnswers, answers)
+class RecordChecker(Protocol):
+    """What is done about the files of a folder that can't be read."""
 
+    def check(self, read: Callable[[], object], paths: Sequence[Path]) -> None:
+        """Try to read some files.
 
-def set_damaged_artifact_aside(run: RunContext) -> None:
-    """Set aside what is damaged of one target, and tell of it: search, artifact, earlier artifact.
-
-    What was made from a damaged record goes with it where it is of no use without.
-    """
-    folder = run.folder
-    setter = _Setter(run.tell_damage)
-    setter.check_record(InteractionFactors, folder.interaction_factors)
-    setter.check_record(FinetunedStructures, folder.short_finetunings)
-    for weights in folder.short_finetuned.list_node_weights():
-        # Without one of them, the training begins from freshly cut weights.
-        setter.check_existing(_check_weight_file, weights)
-    for history in folder.list_training_histories():
-        setter.check_existing(_check_history, history)
-    setter.check_record(ValidationQuality, folder.validation_quality)
-    setter.check_existing(check_checkpoint, folder.training_checkpoint)
-    # Weights are of no use without the structure that they were trained for.
-    dependents = [folder.weights, folder.training_checkpoint, *folder.list_training_histories()]
-    dependents += [folder.summary, folder.outcomes]
-    setter.check_record(FittedStructure, folder.fitted, dependents=dependents)
-    if folder.units.exists():
-        nodes = list(run.models)
-        setter.check(partial(_check_weights, folder, nodes), [folder.weights])
-    if folder.has_bundle():
-        setter.check_bundle(folder.bundle)
-    setter.check_record(ArtifactJournal, folder.artifacts)
-    setter.check_record(Summary, folder.summary, dependents=[folder.outcomes])
-    setter.check_record(SplitScores, folder.outcomes, dependents=[folder.summary])
-    if folder.device_check.exists():
-        set_aside_if_damaged(
-            partial(read_record, BundleCheck, folder.device_check),
-            paths=[folder.device_check],
-            tell=run.tell_damage,
-            sequel="the device has to measure the bundle again (mmcompress device check)",
-        )
-    for unproved in folder.list_unproved():
-        setter.check_record(FailedProof, unproved.failed_proof)
-        for history in unproved.list_training_histories():
-            setter.check_existing(_check_history, history)
-    if folder.has_stash():
-        setter.check(partial(_check_stash, folder.stash), [folder.stash.path])
+        Args:
+            read: Reads them; raises an error when they are damaged.
+            paths: What is of no use any more then.
+        """
+        ...
 
 
 class _Setter:
@@ -107,25 +59,120 @@ class _Setter:
         self.tell = tell
 
     def check(self, read: Callable[[], object], paths: Sequence[Path]) -> None:
-        """Set paths aside when a function can't read them."""
         set_aside_if_damaged(read, paths=paths, tell=self.tell)
 
-    def check_existing(self, read: Callable[[Path], object], path: Path) -> None:
-        """Set a file aside when it is there and a function can't read it."""
-        if path.exists():
-            self.check(partial(read, path), [path])
 
-    def check_record(
-        self, record_type: type, path: Path, *, dependents: Sequence[Path] = ()
-    ) -> None:
-        """Set a record aside when it is there and damaged, together with what depends on it."""
-        if path.exists():
-            self.check(partial(read_record, record_type, path), [path, *dependents])
+def set_damaged_shared_aside(run: RunContext) -> None:
+    """Set aside what is damaged of the records that the targets share, and tell of it."""
+    check_shared_records(run.shared, _Setter(run.tell_damage), blocks=run.blocks)
 
-    def check_bundle(self, bundle: Path, dependents: Sequence[Path] = ()) -> None:
-        """Set a bundle aside when it is there and damaged, together with what depends on it."""
-        if bundle.exists():
-            self.check(partial(check_bundle, bundle), [bundle, *dependents])
+
+def set_damaged_artifact_aside(run: RunContext) -> None:
+    """Set aside what is damaged of one target, and tell of it."""
+    setter = _Setter(run.tell_damage)
+    check_artifact_records(run.folder, setter, nodes=list(run.models))
+    if run.folder.device_check.exists():
+        set_aside_if_damaged(
+            partial(read_record, BundleCheck, run.folder.device_check),
+            paths=[run.folder.device_check],
+            tell=run.tell_damage,
+            sequel="the device has to measure the bundle again (mmcompress device check)",
+        )
+
+
+def check_shared_records(
+    folder: RunFolder,
+    checker: RecordChecker,
+    *,
+    blocks: Mapping[str, Sequence[Block]] | None = None,
+) -> None:
+    """Check the records that the targets of a run share.
+
+    Args:
+        folder: The run folder.
+        checker: What is done about damaged ones.
+        blocks: Blocks by node, which the sensitivity is of; None where no model is loaded.
+    """
+    check_record = partial(_check_record, checker)
+    check_record(Profile, folder.profile)
+    _check_bundle(checker, folder.baseline)
+    check_record(Predictor, folder.predictor)
+    for bundle in _list_folders(folder.quantized):
+        # The predictor is made again for them: that stage alone writes them.
+        _check_bundle(checker, bundle, dependents=[folder.predictor])
+    check_record(Footprint, folder.footprint)
+    check_record(ReferenceRuns, folder.reference_runs)
+    if is_sensitivity_stored(folder):
+        files = [folder.sensitivity, folder.sensitivity_tensors]
+        read = partial(_check_weight_file, folder.sensitivity_tensors)
+        if blocks is not None:
+            read = partial(check_sensitivity, folder, blocks)
+        checker.check(read, files)
+    _check_existing(checker, _check_texts, path=folder.teacher_texts)
+    for answers in folder.list_dense_answers():
+        check_record(SplitAnswers, answers)
+
+
+def check_artifact_records(
+    folder: RunFolder, checker: RecordChecker, *, nodes: Sequence[str]
+) -> None:
+    """Check the records of one target: search, artifact, earlier artifact.
+
+    What was made from a damaged record goes with it where it is of no use without.
+
+    Args:
+        folder: The folder of the target.
+        checker: What is done about damaged ones.
+        nodes: The nodes with a model.
+    """
+    check_record = partial(_check_record, checker)
+    check_existing = partial(_check_existing, checker)
+    check_record(InteractionFactors, folder.interaction_factors)
+    check_record(FinetunedStructures, folder.short_finetunings)
+    for weights in folder.short_finetuned.list_node_weights():
+        # Without one of them, the training begins from freshly cut weights.
+        check_existing(_check_weight_file, path=weights)
+    for history in folder.list_training_histories():
+        check_existing(_check_history, path=history)
+    check_record(ValidationQuality, folder.validation_quality)
+    check_existing(check_checkpoint, path=folder.training_checkpoint)
+    # Weights are of no use without the structure that they were trained for.
+    dependents = [folder.weights, folder.training_checkpoint, *folder.list_training_histories()]
+    dependents += [folder.summary, folder.outcomes]
+    check_record(FittedStructure, folder.fitted, dependents=dependents)
+    if folder.units.exists():
+        checker.check(partial(_check_weights, folder, nodes), [folder.weights])
+    if folder.has_bundle():
+        _check_bundle(checker, folder.bundle)
+    check_record(ArtifactJournal, folder.artifacts)
+    check_record(Summary, folder.summary, dependents=[folder.outcomes])
+    check_record(SplitScores, folder.outcomes, dependents=[folder.summary])
+    for unproved in folder.list_unproved():
+        check_record(FailedProof, unproved.failed_proof)
+        for history in unproved.list_training_histories():
+            check_existing(_check_history, path=history)
+    if folder.has_stash():
+        checker.check(partial(_check_stash, folder.stash), [folder.stash.path])
+
+
+def _check_existing(checker: RecordChecker, read: Callable[[Path], object], *, path: Path) -> None:
+    """Check a file, if it is there, by a function that reads it."""
+    if path.exists():
+        checker.check(partial(read, path), [path])
+
+
+def _check_record(
+    checker: RecordChecker, record_type: type, path: Path, *, dependents: Sequence[Path] = ()
+) -> None:
+    """Check a record, if it is there; what depends on it is of no use without."""
+    if path.exists():
+        checker.check(partial(read_record, record_type, path), [path, *dependents])
+
+
+def _check_bundle(checker: RecordChecker, bundle: Path, *, dependents: Sequence[Path] = ()) -> None:
+    """Check a bundle, if it is there; what depends on it is of no use without."""
+    if bundle.exists():
+        checker.check(partial(check_bundle, bundle), [bundle, *dependents])
 
 
 def check_bundle(bundle: Path) -> None:

@@ -80,6 +80,19 @@ def repair_journal(journal: Path, *, keep_lines: bool = True) -> JournalRepair:
     )
 
 
+def find_damaged_line(journal: Path) -> int | None:
+    """Return the number of the first damaged line of a journal, from 1 on; None where it is whole.
+
+    Nothing is written.
+    """
+    lines = journal.read_bytes().split(b"\n")
+    torn_end = lines.pop()
+    for number, line in enumerate(lines, 1):
+        if _parse_operation(line) is None:
+            return number
+    return len(lines) + 1 if torn_end else None
+
+
 def _parse_operation(line: bytes) -> PlainRecord | None:
     """Return the operation that a line holds; None where it holds none."""
     try:

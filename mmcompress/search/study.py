@@ -39,7 +39,7 @@ from mmcompress.search.executors import (
     retry_failed_task,
     submit_candidate,
 )
-from mmcompress.search.journal_repair import PlainRecord, repair_journal
+from mmcompress.search.journal_repair import PlainRecord, find_damaged_line, repair_journal
 from mmcompress.search.neighbors import switch_levels
 from mmcompress.search.problem import (
     SearchPoint,
@@ -173,6 +173,40 @@ def _requeue_interrupted_trials(study: optuna.Study) -> None:
         study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:
             study.enqueue_trial(trial.params, skip_if_exists=False)
+
+
+@silence_logger(OPTUNA_LOGGER)
+def list_study_faults(path: Path) -> list[str]:
+    """List what is wrong with the journal of a study that nobody works on. Nothing is written.
+
+    Args:
+        path: The journal.
+
+    Returns:
+        Faults in words; empty for a journal that is whole.
+    """
+    damaged_line = find_damaged_line(path)
+    if damaged_line is not None:
+        return [f"line {damaged_line} is damaged"]
+    try:
+        study = optuna.load_study(study_name=STUDY_NAME, storage=_load_storage(path))
+        trials = read_finished_trials(study)
+    except Exception as error:  # Optuna replays the lines, and meets whatever is wrong with them
+        return [f"it can't be replayed: {type(error).__name__}: {error}"]
+    faults: list[str] = []
+    numbers = [trial.number for trial in trials]
+    for number in sorted(set(numbers)):
+        if numbers.count(number) > 1:
+            faults.append(f"trial {number} stands in it {numbers.count(number)} times")
+    for optuna_trial in study.get_trials(deepcopy=False):
+        if optuna_trial.state == TrialState.RUNNING:
+            faults.append(f"trial {optuna_trial.number} is still running, and nobody works on it")
+        is_finished = optuna_trial.state == TrialState.COMPLETE
+        if is_finished and DASHBOARD_CONSTRAINTS_KEY not in optuna_trial.system_attrs:
+            faults.append(f"trial {optuna_trial.number} has no constraint: it counts as feasible")
+        if is_finished and "trial" not in optuna_trial.user_attrs:
+            faults.append(f"trial {optuna_trial.number} has no structure")
+    return faults
 
 
 def read_finished_trials(study: optuna.Study) -> list[Trial]:

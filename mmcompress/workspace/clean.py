@@ -1,0 +1,111 @@
+"""What a run folder and the cache take on disk, and which parts can be made again. No torch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmcompress.runtime.cache import locate_cache_folder
+from mmcompress.storage import DAMAGED_SUFFIX
+from mmcompress.workspace.folder import RunFolder
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskPart:
+    """A part of a folder."""
+
+    path: Path
+    """The file or folder."""
+    size_bytes: int
+    """What it takes on disk."""
+    about: str
+    """What it is, in words."""
+    can_go: bool
+    """Whether it may be deleted: a run makes it again, or nothing reads it."""
+
+
+def list_run_parts(folder: RunFolder) -> list[DiskPart]:
+    """List the parts of a run folder, the largest first.
+
+    Args:
+        folder: The run folder; those of its targets are parts of it.
+    """
+    parts: list[DiskPart] = []
+    targets = [RunFolder(path=path) for path in sorted(folder.path.iterdir()) if path.is_dir()]
+    for place in [folder, *targets]:
+        parts += _list_removable(place)
+    listed = {part.path for part in parts}
+    for path in sorted(folder.path.iterdir()):
+        if path not in listed:
+            inside = sum(part.size_bytes for part in parts if path in part.path.parents)
+            size_bytes = measure_size(path) - inside
+            parts.append(DiskPart(path=path, size_bytes=size_bytes, about="kept", can_go=False))
+    return sorted(parts, key=_get_size, reverse=True)
+
+
+def _list_removable(place: RunFolder) -> list[DiskPart]:
+    """List what can go of the folder of a run or a target."""
+    about_by_path = {
+        place.teacher_outputs: "outputs of the dense pipeline; a training asks it again",
+        place.quantized: "the dense pipeline in other precisions; made again for a new profile",
+        place.scratch: "bundles of structures that were measured; nothing reads them",
+        place.weights_room: "room that a training held; nothing reads it",
+        place.short_finetuned.path: "weights of short trainings; a training begins without them",
+    }
+    if place.summary.exists():
+        about_by_path[place.training_checkpoint] = "the state of a training that has ended"
+    for path in sorted(place.path.glob(f"*{DAMAGED_SUFFIX}*")):
+        about_by_path[path] = "was damaged and set aside; nothing reads it"
+    return [
+        DiskPart(path=path, size_bytes=measure_size(path), about=about, can_go=True)
+        for path, about in about_by_path.items()
+        if path.exists()
+    ]
+
+
+def list_cache_parts() -> list[DiskPart]:
+    """List the parts of the cache, the largest first; all of them are made again.
+
+    Raises:
+        DataError: There is no place for a cache.
+    """
+    folder = locate_cache_folder()
+    if not folder.is_dir():
+        return []
+    parts: list[DiskPart] = []
+    for path in sorted(folder.iterdir()):
+        size_bytes = measure_size(path)
+        parts.append(DiskPart(path=path, size_bytes=size_bytes, about="cached", can_go=True))
+    return sorted(parts, key=_get_size, reverse=True)
+
+
+def _get_size(part: DiskPart) -> int:
+    """Return the key that sorts parts."""
+    return part.size_bytes
+
+
+def measure_size(path: Path) -> int:
+    """Measure what a file or a folder takes, in bytes. Links count as links."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(measure_size(inner) for inner in path.iterdir())
+
+
+def delete_parts(parts: Iterable[DiskPart]) -> int:
+    """Delete the parts that may go.
+
+    Returns:
+        The bytes that are free now.
+    """
+    freed_bytes = 0
+    for part in parts:
+        if not part.can_go:
+            continue
+        if part.path.is_dir() and not part.path.is_symlink():
+            shutil.rmtree(part.path)
+        else:
+            part.path.unlink(missing_ok=True)
+        freed_bytes += part.size_bytes
+    return freed_bytes
