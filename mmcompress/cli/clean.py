@@ -19,7 +19,7 @@ from mmcompress.workspace.hold_folder import hold_folder
 BYTES_OF_A_MEGABYTE = 1e6
 """Bytes of a megabyte, as disks are sold."""
 
-SHOWN_BYTES = 100_000
+LISTED_BYTES = 100_000
 """Bytes from which a file that stays has a line of its own."""
 
 
@@ -49,7 +49,7 @@ def _offer(parts: list[DiskPart], *, base: Path, yes: bool, dry_run: bool) -> No
     """Show the parts, and delete those that may go if the user agrees."""
     name_column = Column("part", overflow="fold")
     table = Table(Column("MB", justify="right"), "", name_column, "what it is", box=None)
-    shown = [part for part in parts if part.can_go or part.size_bytes >= SHOWN_BYTES]
+    shown = [part for part in parts if part.can_go or part.size_bytes >= LISTED_BYTES]
     for part in shown:
         mark = "[yellow]goes[/yellow]" if part.can_go else "stays"
         size = f"{part.size_bytes / BYTES_OF_A_MEGABYTE:,.1f}"

@@ -15,9 +15,12 @@ from mmcompress.errors import DataError, MmcompressError
 from mmcompress.results.records import Summary
 from mmcompress.run.check_records import check_artifact_records, check_shared_records
 from mmcompress.search.study import list_study_faults, open_study
-from mmcompress.storage import UNFINISHED_SUFFIX, read_record, set_aside_if_damaged
+from mmcompress.storage import read_record, set_aside_if_damaged
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import hold_folder, is_held
+
+UNFINISHED_SUFFIX = ".new"
+"""End of the name of a file or folder that is being written."""
 
 
 @dataclass(frozen=True, kw_only=True)
