@@ -164,8 +164,8 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_xdist_auto_num_workers():
-    """Run one process of tests more than there are cores: some tests wait for other processes."""
-    return (os.cpu_count() or 1) + 1
+    """Run as many processes as there are logical cores. More of them pay their imports and wait."""
+    return os.cpu_count() or 1
 
 
 def pytest_collection_finish():

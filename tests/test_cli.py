@@ -199,6 +199,7 @@ def test_the_report_is_self_contained(run_folder):
     assert (run_folder / "report.md").read_text().startswith("# tiny")
 
 
+@pytest.mark.slow
 def test_predict_and_bench(run_folder, tmp_path):
     Image.new("RGB", (64, 48), "orange").save(tmp_path / "a.png")
     done = call("predict", run_folder / "bundle", "--input", f"image={tmp_path / 'a.png'}")

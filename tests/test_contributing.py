@@ -112,6 +112,7 @@ def prove_mirror(folder):
     return {proof.name.removeprefix("dense == library: "): proof for proof in proofs}, left_out
 
 
+@pytest.mark.slow
 def test_a_model_kind_of_a_plugin_is_held_to_its_library(plugins, tmp_path, monkeypatch):
     (tmp_path / "right").mkdir()
     proofs, left_out = prove_mirror(tmp_path / "right")

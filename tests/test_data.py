@@ -44,6 +44,7 @@ def test_no_combination_is_shared_between_splits():
         assert not sets[a] & sets[b]
 
 
+@pytest.mark.slow
 def test_held_out_drawings_are_seen_only_in_their_split():
     held = DATA.list_held_out_drawings()
     assert len(held) >= 4

@@ -426,6 +426,7 @@ def test_a_bundle_in_every_precision_answers(tiny, tmp_path, precision):
     assert isinstance(load_bundle(tmp_path / "b")(image=given[0])["caption"], str)
 
 
+@pytest.mark.slow
 def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path, monkeypatch):
     from mmcompress.runtime import graph as pipeline
 

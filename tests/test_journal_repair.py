@@ -41,6 +41,7 @@ def test_a_whole_journal_is_left_as_it_is(tmp_path, whole_journal):
 
 
 @pytest.mark.parametrize("cut", [1, 7, 60])
+@pytest.mark.examples(1)
 def test_a_line_that_a_full_disk_cut_off_is_put_aside(tmp_path, whole_journal, cut):
     content, keys = whole_journal
     path, book, told = open_damaged(tmp_path, content[:-cut])

@@ -451,6 +451,7 @@ def test_a_front_that_cannot_be_drawn_costs_nothing(run_fake):
     assert "front.html could not be written" in told and "--resume" in told
 
 
+@pytest.mark.slow
 def test_a_template_that_raises_costs_nothing_and_the_command_redraws_it(
     run_fake, tmp_path, monkeypatch
 ):

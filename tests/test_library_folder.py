@@ -112,6 +112,7 @@ def test_the_library_answers_as_the_pruned_model(case, tmp_path):
         assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*.safetensors")) < size
 
 
+@pytest.mark.slow
 def test_two_nodes_of_one_checkpoint_share_a_folder(tmp_path):
     source = tmp_path / "source"
     checkpoints.save_clip(source)
@@ -135,6 +136,7 @@ def test_two_nodes_of_one_checkpoint_share_a_folder(tmp_path):
     assert torch.allclose(expected, actual, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_a_library_cannot_express_is_told(tmp_path):
     checkpoints.save_vit(tmp_path / "vit")
     pruned = prune(tmp_path / "vit", "image_encoder", {})

@@ -101,6 +101,7 @@ def test_a_precision_that_does_not_run_here_is_told(tiny_run, tmp_path):
         PRECISIONS._entries.pop("broken")
 
 
+@pytest.mark.slow
 def test_validate_goes_the_whole_way_on_the_dense_pipeline(tiny):
     done = CliRunner().invoke(main, ["validate", "--deep", str(tiny / "spec.yaml")])
     assert done.exit_code == 0, done.output

@@ -380,6 +380,7 @@ def check_speech_run(talk, folder):
     assert dense.calls["writer/step"] >= 1 and set(dense.calls) == set(cut.calls)
 
 
+@pytest.mark.slow
 def test_a_bundle_whose_window_is_cut_is_proved_and_answers(talk, tmp_path):
     from mmcompress.export.bundle import BundleContents, write_bundle
     from mmcompress.models.sources import load_models
@@ -400,6 +401,7 @@ def test_a_bundle_whose_window_is_cut_is_proved_and_answers(talk, tmp_path):
     assert long["ears"]["tokens"].shape[0] >= 4 and isinstance(long["writer"]["text"], str)
 
 
+@pytest.mark.slow
 def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
     from mmcompress.data.open_dataset import open_dataset, read_lookup_texts
     from mmcompress.export.bundle import BundleContents, write_bundle

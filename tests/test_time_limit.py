@@ -94,6 +94,7 @@ def test_a_trial_whose_worker_was_killed_is_tried_again(tmp_path):
     assert list_errors(tmp_path / "j") == []
 
 
+@pytest.mark.slow
 def test_a_trial_inside_a_library_ends_with_its_worker_and_the_search_goes_on(tmp_path):
     evaluate = replace(limit_seconds(deadly_trials.hang_once, 0.2), grace_seconds=0.3)
     start = time.monotonic()

@@ -232,6 +232,7 @@ def test_a_cut_that_a_model_cannot_take_is_refused(tiny, tmp_path, path, value, 
         workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={path: value}, **machine)
 
 
+@pytest.mark.slow
 def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_path):
     from mmcompress.report.page import write_report
     from mmcompress.results.records import Prediction
