@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,7 @@ from mmcompress.report.fill_templates import check_templates
 from mmcompress.results.records import Proof
 from mmcompress.run.answers import try_metrics
 from mmcompress.run.profile import prove_generators
+from mmcompress.runtime.allocator import keep_freed_memory
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.executors import TaskResult, answer_from_worker
 from mmcompress.spec.target import split_targets
@@ -160,6 +161,20 @@ def check_machine(run: RunContext) -> Needs:
         DataError: The disk is too full.
         ClusterError: No worker answers.
     """
+    needs = check_disk(run)
+    check_executor(run)
+    return needs
+
+
+def check_disk(run: RunContext) -> Needs:
+    """Tell what a run will take, and try the disk and the report's templates.
+
+    Returns:
+        What the run will take.
+
+    Raises:
+        DataError: The disk is too full.
+    """
     needs = estimate_needs(run)
     run.on_progress("check", f"the run will take {needs.describe()}", None)
     free_mb = shutil.disk_usage(run.folder.path).free / MB
@@ -169,7 +184,6 @@ def check_machine(run: RunContext) -> Needs:
             f"{needs.disk_mb:.0f} MB: choose another --out, or make room"
         )
     check_templates()
-    check_executor(run)
     return needs
 
 
@@ -221,19 +235,25 @@ def check_everything(run: RunContext, folder: Path) -> list[Proof]:
         ProofFailed: The dense bundle does not answer as its models, or as their libraries.
         ModelError: A precision can't run on this machine.
     """
-    check_machine(run)
-    run.on_progress("check", "exporting the dense pipeline", None)
+    check_disk(run)
+    keep_freed_memory()
     dense = folder / "dense"
-    contents = BundleContents(models=run.models, lookup_texts=run.lookup_texts)
-    proofs = write_bundle(run.spec, contents, folder=dense)
-    proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=dense)
-    run.on_progress("check", "comparing with the models' own libraries", None)
-    proofs += prove_fidelity(
-        run.spec, bundle=dense, data=run.data, on_progress=partial(run.on_progress, "check")
-    )
-    require_proofs(proofs)
-    try_metrics(run, dense)
-    _check_precisions(run, dense, folder=folder)
+    # Workers start, and precisions are tried, while this thread proves: each waits for the other.
+    with ThreadPoolExecutor(1) as helper:
+        started_workers = helper.submit(check_executor, run)
+        run.on_progress("check", "exporting the dense pipeline", None)
+        contents = BundleContents(models=run.models, lookup_texts=run.lookup_texts)
+        proofs = write_bundle(run.spec, contents, folder=dense)
+        started_workers.result()
+        tried_precisions = helper.submit(_check_precisions, run, dense, folder=folder)
+        proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=dense)
+        run.on_progress("check", "comparing with the models' own libraries", None)
+        proofs += prove_fidelity(
+            run.spec, bundle=dense, data=run.data, on_progress=partial(run.on_progress, "check")
+        )
+        require_proofs(proofs)
+        try_metrics(run, dense)
+        tried_precisions.result()
     return proofs
 
 
