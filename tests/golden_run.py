@@ -69,6 +69,7 @@ def run_pipeline(
     from simulated import SimulatedBenchmarker, StoppedClock
 
     from mmcompress.run import run_targets as workflow
+    from mmcompress.run.stages import RunStages
 
     torch.set_num_threads(1)
     changes = COMMON | CHANGES[name]
@@ -78,6 +79,7 @@ def run_pipeline(
         overrides=changes,
         bench=SimulatedBenchmarker(),
         clock=StoppedClock(),
+        stages=RunStages(report=lambda summary, folder: folder),
     )
     weights = {}
     for file in sorted((out / "weights").glob("*.safetensors")):

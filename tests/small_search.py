@@ -106,7 +106,7 @@ def go(
     sampler="tpe",
     progress=ignore_progress,
 ):
-    book = study.open_study(path, 0, sampler=sampler)
+    book = study.open_study(path)
     executor = executor or InlineExecutor(None)
     effort = study.SearchEffort(
         trials=trials, level_switches=mutations, workers=workers, retries=retries
@@ -120,5 +120,6 @@ def go(
         seeds=[("knapsack", c) for c in seeds],
         effort=effort,
         seed=0,
+        sampler=sampler,
         progress=progress,
     )

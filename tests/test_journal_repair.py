@@ -23,7 +23,7 @@ def open_damaged(tmp_path, content):
     path = tmp_path / "study.journal"
     path.write_bytes(content)
     told = []
-    return path, study.open_study(path, 0, tell=told.append), told
+    return path, study.open_study(path, tell=told.append), told
 
 
 def read_keys(book):
@@ -50,7 +50,7 @@ def test_a_line_that_a_full_disk_cut_off_is_put_aside(tmp_path, whole_journal, c
     assert (tmp_path / "study.journal.damaged").read_bytes() == content[:-cut]
     # The search goes on, and what it writes can be read again.
     more = {trial.candidate.make_key() for trial in go(path, trials=12, mutations=2)}
-    assert read_keys(study.open_study(path, 0)) == more and len(more) > len(keys)
+    assert read_keys(study.open_study(path)) == more and len(more) > len(keys)
 
 
 DAMAGED_LINES = {
@@ -78,7 +78,7 @@ def test_finished_trials_behind_a_damaged_line_are_kept(tmp_path, whole_journal,
     # Of a torn line and of the one behind it nothing is left.
     assert len(keys - read_keys(book)) <= 1
     assert len(told) == 1 or fault == "of a trial that is not there"
-    again = study.open_study(path, 0, tell=told.append)
+    again = study.open_study(path, tell=told.append)
     assert read_keys(again) == read_keys(book)
     evaluated = []
 

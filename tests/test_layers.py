@@ -25,7 +25,12 @@ OWN_KINDS = tuple(sorted(path.parent.name for path in PACKAGE.glob("kinds/*/entr
 DOORS = {
     "ray": {"search/ray_executor.py", "search/jobs.py"},
     "aiohttp": {"search/jobs.py"},
-    "optuna": {"search/study.py", "search/samplers.py", "search/cma_sampler.py"},
+    "optuna": {
+        "search/study.py",
+        "search/sampling.py",
+        "search/samplers.py",
+        "search/cma_sampler.py",
+    },
     "open_clip": {"models/families/open_clip.py", "models/reference/open_clip.py"},
     "jiwer": {"metrics/wer.py"},
     "cmaes": {"search/cma_sampler.py"},

@@ -38,7 +38,7 @@ from mmcompress.graph.structure import Candidate, cut_whole_pipeline
 from mmcompress.measure.cost_model.predictor import LinearFit
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import Trial
-from mmcompress.search import jobs, study
+from mmcompress.search import jobs, sampling, study
 from mmcompress.search import repair as moves
 from mmcompress.search import split_by_knapsack as splitting
 from mmcompress.search.bisection import bisect_share
@@ -111,7 +111,7 @@ def test_candidates_are_judged_once(tmp_path):
 
 def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path):
     trials = go(tmp_path / "j", failing, trials=14, mutations=0)
-    book = study.open_study(tmp_path / "j", 0)
+    book = study.open_study(tmp_path / "j")
     assert study.count_failures(book) > 0 and len(trials) > 0
     assert any("this one breaks" in t.user_attrs.get("error", "") for t in book.trials)
 
@@ -144,7 +144,7 @@ def test_retries_are_ours(tmp_path):
         return evaluate_units(context, candidate)
 
     go(tmp_path / "j", flaky, trials=3, mutations=0, retries=1)
-    assert study.count_failures(study.open_study(tmp_path / "j", 0)) == 0
+    assert study.count_failures(study.open_study(tmp_path / "j")) == 0
 
 
 def test_every_trial_is_given_back_by_its_overrides(tmp_path):
@@ -170,13 +170,57 @@ def test_every_trial_is_given_back_by_its_overrides(tmp_path):
 
 def test_going_on_keeps_what_was_finished(tmp_path):
     first = go(tmp_path / "j", trials=5, mutations=0)
-    book = study.open_study(tmp_path / "j", 0)
-    left = book.ask()  # a driver that died here
+    left = study.open_study(tmp_path / "j").ask()  # an earlier version left a trial running
     left.suggest_float("nodes.a.prune.ffn", 0.0, 0.9)
     second = go(tmp_path / "j", trials=9, mutations=0)
     assert {t.candidate.make_key() for t in first} <= {t.candidate.make_key() for t in second}
-    states = [t.state.name for t in study.open_study(tmp_path / "j", 0).trials]
+    states = [t.state.name for t in study.open_study(tmp_path / "j").trials]
     assert "RUNNING" not in states and states.count("FAIL") == 1
+
+
+def test_a_driver_that_is_killed_leaves_no_trial_running(tmp_path):
+    """Only finished trials are written, each at once and with its constraint."""
+    seen = []
+
+    def stop_at_the_fourth(context, candidate):
+        states = [trial.state.name for trial in study.open_study(tmp_path / "j").trials]
+        assert states == ["COMPLETE"] * len(seen)
+        seen.append(candidate)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        return evaluate_units(context, candidate)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(tmp_path / "j", stop_at_the_fourth, trials=9, mutations=0)
+    lines = (tmp_path / "j").read_text().splitlines()
+    assert len(lines) == 1 + 3  # the study, and a line for each trial
+    for trial in study.open_study(tmp_path / "j").trials:
+        assert "latency" in trial.constraints and "trial" in trial.user_attrs
+
+
+def test_a_known_structure_is_written_once(tmp_path):
+    """The space is small: the sampler proposes most of it several times."""
+    trials = go(tmp_path / "j", trials=40, mutations=0, sampler="random")
+    written = study.read_finished_trials(study.open_study(tmp_path / "j"))
+    keys = [trial.candidate.make_key() for trial in written]
+    assert len(keys) == len(set(keys)) == len(trials)
+
+
+def test_a_sampler_looks_at_a_bounded_number_of_trials(tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "MAX_TRIALS", 10)
+    sizes = []
+    ask = sampling.Sampling.ask
+
+    def count(self):
+        sizes.append(len(self._study.get_trials(deepcopy=False)))
+        return ask(self)
+
+    monkeypatch.setattr(sampling.Sampling, "ask", count)
+    trials = go(tmp_path / "j", trials=45, mutations=0, sampler="random")
+    assert max(sizes) <= 20 and len(trials) > 12
+    first_of_the_next_session = len(sizes)
+    go(tmp_path / "j", trials=46, mutations=0, sampler="random")
+    assert sizes[first_of_the_next_session] <= 10
 
 
 def test_optuna_tells_nothing_of_a_start_that_it_knows(tmp_path, caplog):
@@ -217,7 +261,7 @@ def test_a_killed_driver_loses_no_finished_trial(tmp_path):
     shutil.copy(path, tmp_path / "before")
     before = {
         t.candidate.make_key()
-        for t in study.read_finished_trials(study.open_study(tmp_path / "before", 0))
+        for t in study.read_finished_trials(study.open_study(tmp_path / "before"))
     }
     after_kill = go(path, trials=12, mutations=0)
     assert len(before) >= 3 and before <= {t.candidate.make_key() for t in after_kill}
@@ -438,7 +482,7 @@ def test_samplers_know_the_space_from_what_others_proposed(tmp_path, sampler):
         seeds=[Candidate(kept_units=KEPT, precision=dict.fromkeys(BLOCKS, "int8"))],
         sampler=sampler,
     )
-    book = study.open_study(tmp_path / "j", 0, sampler=sampler)
+    book = study.open_study(tmp_path / "j")
     assert set(IntersectionSearchSpace().calculate(book)) == set(SPACE.dimensions)
     told = [t.params for t in book.trials if t.user_attrs["trial"]["origin"] == "knapsack"]
     assert told == [
@@ -570,7 +614,8 @@ def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler)
         count = STARTUP_TRIALS + 1
     trials = go(tmp_path / "s.journal", trials=count, mutations=0, sampler=sampler)
     assert len(trials) >= 4 and find_best_trial(trials, 2.5) is not None
-    assert len(study.open_study(tmp_path / "s.journal", 0).trials) >= count
+    written = study.read_finished_trials(study.open_study(tmp_path / "s.journal"))
+    assert len({trial.candidate.make_key() for trial in written}) == len(written) >= 8
     again = go(tmp_path / "s.journal", trials=count + 1, mutations=0, sampler=sampler)
     assert {t.candidate.make_key() for t in trials} <= {t.candidate.make_key() for t in again}
 

@@ -36,7 +36,7 @@ def test_a_hanging_trial_is_recorded_and_the_search_goes_on(tmp_path):
     with make_process_executor(None, 1) as executor:
         trials = go(tmp_path / "j", evaluate, trials=8, mutations=0, retries=2, executor=executor)
     assert time.monotonic() - start < 50 and trials
-    book = study.open_study(tmp_path / "j", 0)
+    book = study.open_study(tmp_path / "j")
     errors = [t.user_attrs["error"] for t in book.trials if "error" in t.user_attrs]
     assert errors and set(errors) == {
         "TrialTimeout: it took more than 0.2 s (search.trial_seconds)"
@@ -56,7 +56,7 @@ def test_the_process_of_the_driver_is_never_interrupted(tmp_path):
 
 def list_errors(journal):
     """Return the errors of the failed trials in a journal."""
-    book = study.open_study(journal, 0)
+    book = study.open_study(journal)
     return [t.user_attrs["error"] for t in book.trials if "error" in t.user_attrs]
 
 

@@ -302,7 +302,7 @@ def _measure_memory(run: RunContext, bundle: Path, *, skipped: dict[str, str]) -
 
 def _list_trials(run: RunContext, predictor: Predictor, *, pace: float) -> tuple[Trial, ...]:
     """Return every architecture that was tried, once, with its last predicted latency."""
-    study = open_study(run.folder.study, run.spec.seed, tell=run.tell_damage)
+    study = open_study(run.folder.study, tell=run.tell_damage)
     by_candidate: dict[str, Trial] = {}
     for trial in reversed(read_finished_trials(study)):
         by_candidate[trial.candidate.make_key()] = trial
@@ -316,7 +316,7 @@ def _describe_search(
     run: RunContext, trials: tuple[Trial, ...], *, target_ms: float
 ) -> SearchResult:
     """Return the counts of the search, and the losses of its splits of the budget."""
-    failed = count_failures(open_study(run.folder.study, run.spec.seed, tell=run.tell_damage))
+    failed = count_failures(open_study(run.folder.study, tell=run.tell_damage))
     seconds = run.timings.get("search", 0.0)
     result = summarize_search(trials, failed, target_ms=target_ms, seconds=seconds)
     factors = load_interaction_factors(run.folder)

@@ -214,7 +214,7 @@ def fit_structure(
                 run, prepared, propose=propose, predictor=predictor, options=options
             )
     if not result.attempts:
-        study = open_study(run.folder.study, run.spec.seed, tell=run.tell_damage)
+        study = open_study(run.folder.study, tell=run.tell_damage)
         raise DataError(
             "the search has no trial to choose from: every one failed, "
             f"the first with {read_first_error(study) or '?'}"

@@ -96,8 +96,8 @@ def repair_run(path: str | Path, *, tell: Callable[[str], None]) -> None:
             target.finish_interrupted_move()
             check_artifact_records(target, setter, nodes=nodes)
             if target.study.exists() and list_study_faults(target.study):
-                open_study(target.study, 0, tell=tell)
-                tell(f"{target.study}: trials that nobody works on are asked for again")
+                open_study(target.study, tell=tell)
+                tell(f"{target.study}: what is damaged is put aside, and finished trials are kept")
         for leftover in list_leftovers(folder):
             _remove(leftover)
             tell(f"{leftover}: removed")

@@ -21,6 +21,9 @@ from mmcompress.storage import DAMAGED_SUFFIX, InvalidValue, build_record, repla
 PlainRecord = dict[str, Any]
 """A record, or an operation of Optuna, as JSON gives it."""
 
+OPERATION_START = b'{"op_code":'
+"""How Optuna begins a line."""
+
 MAX_OPERATION = 10
 """The largest code of an operation in a journal of Optuna 5."""
 
@@ -106,11 +109,17 @@ def _parse_operation(line: bytes) -> PlainRecord | None:
     return operation if is_known else None
 
 
+def _find_last_operation(line: bytes) -> bytes:
+    """Return the last operation that begins in a line."""
+    return OPERATION_START + line.rpartition(OPERATION_START)[2]
+
+
 def _list_finished_trials(lines: Iterable[bytes]) -> list[PlainRecord]:
     """List the finished trials that whole lines hold, each once."""
     trials: dict[tuple[int, str], PlainRecord] = {}
     for line in lines:
-        operation = _parse_operation(line) or {}
+        # Behind a line that a full disk tore, the next one stands whole.
+        operation = _parse_operation(line) or _parse_operation(_find_last_operation(line)) or {}
         for key in ("user_attr", "user_attrs"):
             attributes = operation.get(key)
             if not isinstance(attributes, dict) or "trial" not in attributes:

@@ -267,12 +267,7 @@ def run_unguided_search(
 def _open_study(run: RunContext) -> Any:
     """Open the study of a run folder."""
     with name_full_disk(run.folder.study):
-        return open_study(
-            run.folder.study,
-            run.spec.seed,
-            sampler=run.spec.search.sampler,
-            tell=run.tell_damage,
-        )
+        return open_study(run.folder.study, tell=run.tell_damage)
 
 
 def _plan_effort(spec: Spec, evaluator: TrialEvaluator, *, attempt: int) -> SearchEffort:
@@ -306,6 +301,7 @@ def _run_study(
             seeds=seeds,
             effort=effort,
             seed=run.spec.seed,
+            sampler=run.spec.search.sampler,
             is_over=run.is_search_over,
             progress=partial(run.on_progress, "search"),
         )

@@ -2,7 +2,8 @@
 
 A proposal of the sampler is a direction: its pruning ratios are scaled together until the predicted
 latency just meets the budget. No trial is spent far from it. The study is a journal file in the run
-folder; every finished trial survives.
+folder, to which every finished trial is written whole; the sampler has a study in memory
+(`sampling.py`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,10 @@ from optuna.distributions import (
 )
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState, create_trial
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from mmcompress.errors import DataError
 from mmcompress.graph.structure import Candidate
-from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import LEVEL_SWITCH_ORIGIN, Trial
 from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.runtime.quiet_loggers import silence_logger
@@ -49,6 +49,7 @@ from mmcompress.search.problem import (
     to_overrides,
     to_search_point,
 )
+from mmcompress.search.sampling import OPTUNA_LOGGER, Sampling
 from mmcompress.spec.space import Dimension, Space
 from mmcompress.storage import InvalidValue, build_record, to_plain
 
@@ -65,16 +66,13 @@ DASHBOARD_CONSTRAINTS_KEY = "constraints"
 """System attribute under which optuna-dashboard looks for constraints: a list, as in Optuna 4."""
 
 MAX_REPEATS_PER_TRIAL = 4
-"""Known candidates a sampler may propose, per trial of the session, before one is evaluated again.
+"""Known candidates a sampler may propose, per trial of the session, before nothing more is sampled.
 
 Samplers repeat points in small spaces: without a limit, searching one that is exhausted never ends.
 """
 
 SeedCandidates = Sequence[tuple[str, Candidate]]
 """(origin, candidate): evaluated as they are, before anything is sampled."""
-
-OPTUNA_LOGGER = "optuna"
-"""Optuna writes a line for every trial that it is told. The progress listener hears of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,22 +90,14 @@ class SearchEffort:
 
 
 @silence_logger(OPTUNA_LOGGER)
-def open_study(
-    path: Path,
-    seed: int,
-    *,
-    sampler: str = "tpe",
-    tell: Callable[[str], None] = ignore_progress,
-) -> optuna.Study:
+def open_study(path: Path, *, tell: Callable[[str], None] = ignore_progress) -> optuna.Study:
     """Open the study of a journal file, or make it.
 
-    Trials that a dead driver left running are marked as failed; their points are asked for again.
-    What is damaged of the file is put aside, and the finished trials in it are kept.
+    What is damaged of the file is put aside, and the finished trials in it are kept. Trials that an
+    earlier version left running are marked as failed.
 
     Args:
         path: The journal file.
-        seed: Of the sampler; together with the trials that stand in the study.
-        sampler: Name in the registry of samplers.
         tell: Receives what was damaged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,21 +109,13 @@ def open_study(
         storage = _load_storage(path)
     if repair.lines_aside:
         tell(repair.describe(path))
-    earlier_trials = 0
-    study_names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
-    if STUDY_NAME in study_names:
-        earlier_study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
-        earlier_trials = len(earlier_study.trials)
-    # A resumed study must not draw the points of its first session again.
-    make_sampler = SAMPLERS.get(sampler)
-    study = optuna.create_study(
-        study_name=STUDY_NAME,
-        storage=storage,
-        sampler=make_sampler(seed + earlier_trials),
-        load_if_exists=True,
-    )
+    names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
+    # To create a study that is there writes a line each time.
+    make_study = optuna.load_study if STUDY_NAME in names else optuna.create_study
+    study: optuna.Study = make_study(study_name=STUDY_NAME, storage=storage)
     _keep_trials(study, repair.trials)
-    _requeue_interrupted_trials(study)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
     return study
 
 
@@ -165,14 +147,6 @@ def _load_storage(path: Path) -> JournalStorage:
     for study in storage.get_all_studies():
         storage.get_all_trials(study._study_id, deepcopy=False)
     return storage
-
-
-def _requeue_interrupted_trials(study: optuna.Study) -> None:
-    """Mark running trials as failed and queue their points again."""
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
-            study.enqueue_trial(trial.params, skip_if_exists=False)
 
 
 @silence_logger(OPTUNA_LOGGER)
@@ -266,6 +240,7 @@ def run_study(
     seeds: SeedCandidates,
     effort: SearchEffort,
     seed: int,
+    sampler: str = "tpe",
     is_over: Callable[[], bool] = never_ends,
     progress: StageProgress = ignore_progress,
 ) -> list[Trial]:
@@ -281,7 +256,8 @@ def run_study(
         starts: Points of the space that the sampler proposes first.
         seeds: Candidates that are evaluated first, as they are.
         effort: How much is searched.
-        seed: Of the level switches.
+        seed: Of the sampler and of the level switches, together with the trials in the study.
+        sampler: Name in the registry of samplers.
         is_over: Whether the time is over. From then on nothing is proposed, once there is a trial.
         progress: Receives the best trial so far after every evaluation.
 
@@ -291,9 +267,7 @@ def run_study(
     Raises:
         ClusterError: A worker process died.
     """
-    for point in starts:
-        study.enqueue_trial(point, skip_if_exists=True)
-    journal = _TrialJournal(study, problem)
+    journal = _TrialJournal(study, problem, sampler=sampler, seed=seed, starts=starts)
     session = _SearchSession(
         journal,
         executor,
@@ -337,10 +311,28 @@ class _RunningTrial:
 class _TrialJournal:
     """The study as its only writer sees it: records results and failures."""
 
-    def __init__(self, study: optuna.Study, problem: SearchProblem):
+    def __init__(
+        self,
+        study: optuna.Study,
+        problem: SearchProblem,
+        *,
+        sampler: str,
+        seed: int,
+        starts: Sequence[SearchPoint],
+    ):
         self.study = study
         self.problem = problem
         self.distributions = _make_distributions(problem.space)
+        earlier_trials = study.get_trials(deepcopy=False)
+        self.trial_count = len(earlier_trials)
+        # A resumed search must not draw the points of its first session again.
+        self.sampling = Sampling(
+            sampler,
+            seed=seed + self.trial_count,
+            distributions=self.distributions,
+            trials=earlier_trials,
+            starts=starts,
+        )
         self.trials_by_key: dict[str, Trial] = {}
         for trial in read_finished_trials(study):
             # The predictor may have been corrected since.
@@ -349,13 +341,8 @@ class _TrialJournal:
 
     def record_result(self, proposal: _Proposal, result: TaskResult) -> None:
         """Write the result of a proposal; a candidate's first result stays the one of its key."""
-        optuna_trial = proposal.optuna_trial
-        if optuna_trial is not None:
-            number = optuna_trial.number
-        else:
-            number = len(self.study.get_trials(deepcopy=False))
         trial = Trial(
-            number=number,
+            number=self.trial_count,
             origin=proposal.origin,
             overrides=proposal.overrides,
             candidate=proposal.candidate,
@@ -366,45 +353,53 @@ class _TrialJournal:
             worker=result["worker"],
         )
         self.trials_by_key.setdefault(proposal.candidate.make_key(), trial)
-        # Optuna takes a trial without a constraint for feasible: set it before the result.
-        excess_ms = proposal.latency_ms - self.problem.budget_ms
-        if optuna_trial is not None:
-            optuna_trial.set_user_attr("trial", to_plain(trial))
-            _set_constraint(optuna_trial, excess_ms)
-            self.study.tell(optuna_trial, result["loss"])
-            return
-        self.study.add_trial(
-            create_trial(
-                state=TrialState.COMPLETE,
-                # Without parameters the samplers would take the space for an empty one.
-                params=to_search_point(self.problem, proposal.candidate),
-                distributions=self.distributions,
-                value=result["loss"],
-                user_attrs={"trial": to_plain(trial)},
-                constraints={"latency": excess_ms},
-                system_attrs={DASHBOARD_CONSTRAINTS_KEY: [excess_ms]},
-            )
-        )
+        self._write(proposal, self._make_finished(proposal, result["loss"], trial=trial))
+
+    def tell_known(self, proposal: _Proposal, known_trial: Trial) -> None:
+        """Tell the sampler the result of a candidate that is known; nothing is written."""
+        finished = self._make_finished(proposal, known_trial.loss, trial=known_trial)
+        assert proposal.optuna_trial is not None
+        self.sampling.tell(proposal.optuna_trial, finished)
 
     def record_failure(self, proposal: _Proposal, error: BaseException) -> None:
         """Write the error of a proposal."""
-        text = _describe_error(error)
+        attributes = {"error": _describe_error(error), "origin": proposal.origin}
         optuna_trial = proposal.optuna_trial
-        if optuna_trial is not None:
-            optuna_trial.set_user_attr("error", text)
-            optuna_trial.set_user_attr("origin", proposal.origin)
-            self.study.tell(optuna_trial, state=TrialState.FAIL)
-            return
-        attributes = {"error": text, "origin": proposal.origin}
-        self.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
+        failed = create_trial(
+            state=TrialState.FAIL,
+            params=dict(optuna_trial.params) if optuna_trial else {},
+            distributions=self.distributions if optuna_trial else {},
+            user_attrs=attributes,
+        )
+        self._write(proposal, failed)
 
+    def _make_finished(self, proposal: _Proposal, loss: float, *, trial: Trial) -> FrozenTrial:
+        """Make the trial of Optuna that holds a result, and by how much it exceeds the budget."""
+        excess_ms = proposal.latency_ms - self.problem.budget_ms
+        params = to_search_point(self.problem, proposal.candidate)
+        if proposal.optuna_trial is not None:
+            # The sampler learns of the point that it proposed.
+            params = dict(proposal.optuna_trial.params)
+        return create_trial(
+            state=TrialState.COMPLETE,
+            # Without parameters the samplers would take the space for an empty one.
+            params=params,
+            distributions=self.distributions,
+            value=loss,
+            user_attrs={"trial": to_plain(trial)},
+            # Optuna takes a trial without a constraint for feasible.
+            constraints={"latency": excess_ms},
+            system_attrs={DASHBOARD_CONSTRAINTS_KEY: [excess_ms]},
+        )
 
-def _set_constraint(optuna_trial: optuna.Trial, excess_ms: float) -> None:
-    """Write by how much a trial exceeds the budget, for Optuna and for optuna-dashboard."""
-    optuna_trial.set_constraint("latency", excess_ms)
-    trial_id = optuna_trial._trial_id
-    key = DASHBOARD_CONSTRAINTS_KEY
-    optuna_trial.storage.set_trial_system_attr(trial_id, key, [excess_ms])
+    def _write(self, proposal: _Proposal, trial: FrozenTrial) -> None:
+        """Write a trial to the journal, whole at once, and tell the sampler."""
+        self.study.add_trial(trial)
+        self.trial_count += 1
+        if proposal.optuna_trial is not None:
+            self.sampling.tell(proposal.optuna_trial, trial)
+        else:
+            self.sampling.add(trial)
 
 
 def _describe_error(error: BaseException) -> str:
@@ -490,7 +485,11 @@ class _SearchSession:
             return self._make_proposal(origin, candidate)
         if self.sampled < self.effort.trials:
             self.sampled += 1
-            return self._sample_unknown()
+            proposal = self._sample_unknown()
+            if proposal is not None:
+                return proposal
+            # The sampler knows no other structure: do not ask again.
+            self.sampled = self.effort.trials
         if self.switched >= self.effort.level_switches or self._awaits_other_origins():
             return None
         candidate_or_none = switch_levels(
@@ -523,10 +522,14 @@ class _SearchSession:
             optuna_trial=None,
         )
 
-    def _sample_unknown(self) -> _Proposal:
-        """Ask the sampler until it proposes an unknown candidate; tell it results of known ones."""
-        while True:
-            optuna_trial = self.journal.study.ask(self.journal.distributions)
+    def _sample_unknown(self) -> _Proposal | None:
+        """Ask the sampler until it proposes an unknown candidate; tell it results of known ones.
+
+        Returns:
+            The proposal; None where the sampler has repeated itself too often.
+        """
+        while self.repeats < MAX_REPEATS_PER_TRIAL * self.total:
+            optuna_trial = self.journal.sampling.ask()
             overrides, candidate = scale_to_budget(self.problem, dict(optuna_trial.params))
             proposal = _Proposal(
                 origin=SAMPLER_ORIGIN,
@@ -536,16 +539,11 @@ class _SearchSession:
                 optuna_trial=optuna_trial,
             )
             known_trial = self.journal.trials_by_key.get(candidate.make_key())
-            if known_trial is None or self.repeats >= MAX_REPEATS_PER_TRIAL * self.total:
+            if known_trial is None:
                 return proposal
             self.repeats += 1
-            known_result: TaskResult = {
-                "loss": known_trial.loss,
-                "quality": known_trial.quality,
-                "seconds": 0.0,
-                "worker": known_trial.worker,
-            }
-            self.journal.record_result(proposal, known_result)
+            self.journal.tell_known(proposal, known_trial)
+        return None
 
     def _settle_trial(self, trial: _RunningTrial) -> None:
         """Record a finished trial, or submit it again after an error."""
