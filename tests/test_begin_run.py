@@ -170,6 +170,27 @@ def test_a_cluster_that_is_not_there_is_told_in_seconds(tiny, tmp_path, scheme):
     assert not (tmp_path / "r" / "profile.json").exists()
 
 
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_local_ray_that_is_slow_to_start_is_started_again(monkeypatch, failures):
+    from mmcompress.search import ray_executor
+
+    calls = []
+
+    def start(**options):
+        calls.append(options["_node_ip_address"])
+        if len(calls) <= failures:
+            raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray_executor.ray, "init", start)
+    if failures < ray_executor.MAX_LOCAL_STARTS:
+        ray_executor._start_local_ray(1)
+        assert len(calls) == failures + 1
+    else:
+        with pytest.raises(ClusterError, match=r"no Ray cluster at this machine: .* timed out"):
+            ray_executor.RayExecutor(None, 1)
+    assert set(calls) == {"127.0.0.1"}
+
+
 def test_sigterm_is_exit_143_with_the_line_that_goes_on(tiny, tmp_path, monkeypatch):
     def terminate(*args, **options):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -33,6 +33,7 @@ from mmcompress.quantize.simulation import simulate_precision
 from mmcompress.registry import (
     DATA_KINDS,
     IMPORTANCE,
+    LIBRARY_REFERENCES,
     METRICS,
     NODE_KINDS,
     PLUG_POINTS,
@@ -55,7 +56,10 @@ def plugins(tmp_path_factory):
     families = dict(DECODER_FAMILIES)
     for name, code in EXAMPLES:
         (folder / f"{name}.py").write_text(code)
-    with pytest.MonkeyPatch.context() as patch, keep_entries(*PLUG_POINTS.values()):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        keep_entries(*PLUG_POINTS.values(), LIBRARY_REFERENCES),
+    ):
         patch.syspath_prepend(str(folder))
         patch.setenv("PYTHONPATH", str(folder))
         for name, _ in EXAMPLES:

@@ -245,7 +245,7 @@ def check_everything(run: RunContext, folder: Path) -> list[Proof]:
         contents = BundleContents(models=run.models, lookup_texts=run.lookup_texts)
         proofs = write_bundle(run.spec, contents, folder=dense)
         started_workers.result()
-        tried_precisions = helper.submit(_check_precisions, run, dense, folder=folder)
+        tried_precisions = helper.submit(_check_precisions, run, dense=dense, folder=folder)
         proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=dense)
         run.on_progress("check", "comparing with the models' own libraries", None)
         proofs += prove_fidelity(
@@ -257,7 +257,7 @@ def check_everything(run: RunContext, folder: Path) -> list[Proof]:
     return proofs
 
 
-def _check_precisions(run: RunContext, dense: Path, *, folder: Path) -> None:
+def _check_precisions(run: RunContext, *, dense: Path, folder: Path) -> None:
     """Run one request in every precision that the search may choose."""
     nodes_by_precision: dict[str, list[str]] = {}
     for node_name, precisions in list_precisions(run).items():

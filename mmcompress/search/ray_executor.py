@@ -31,6 +31,9 @@ from mmcompress.search.executors import (
 from mmcompress.search.ray_folder import choose_ray_folder
 from mmcompress.version import PACKAGE_FOLDER
 
+MAX_LOCAL_STARTS = 3
+"""Times that a Ray of this machine is started before that counts as failed."""
+
 CONNECT_SECONDS = 5.0
 """Seconds that the head of a cluster may take to accept a connection."""
 
@@ -130,7 +133,9 @@ class RayExecutor(Executor):
                     _connect_to_cluster(address)
                 else:
                     _start_local_ray(workers)
-        except (ConnectionError, RuntimeError, ValueError, RayError) as error:
+        except ClusterError:
+            raise
+        except Exception as error:  # Ray raises plain ones, too: "timed out during startup"
             place = hide_password(address) if address else "this machine"
             raise ClusterError(f"no Ray cluster at {place}: {hide_password(str(error))}") from error
 
@@ -181,17 +186,31 @@ def _require_listener(address: str) -> None:
 
 
 def _start_local_ray(workers: int) -> None:
-    """Start a Ray of this machine that nobody else can reach."""
-    with _prefer_loopback():
-        ray.init(
-            address="local",
-            num_cpus=workers,
-            include_dashboard=False,
-            log_to_driver=False,
-            _node_ip_address=LOOPBACK,
-            _temp_dir=choose_ray_folder(),
-            logging_level=logging.ERROR,
-        )
+    """Start a Ray of this machine that nobody else can reach.
+
+    On a busy machine its processes may not be up in Ray's own time: it is started again.
+    """
+    for tries_left in reversed(range(MAX_LOCAL_STARTS)):
+        try:
+            with _prefer_loopback():
+                ray.init(
+                    address="local",
+                    num_cpus=workers,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    _node_ip_address=LOOPBACK,
+                    _temp_dir=choose_ray_folder(),
+                    logging_level=logging.ERROR,
+                )
+            return
+        except ClusterError:
+            # No folder for its sockets: another try finds none either.
+            raise
+        except Exception:
+            if not tries_left:
+                raise
+            with contextlib.suppress(Exception):
+                ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 A proposal of the sampler is a direction: its pruning ratios are scaled together until the predicted
 latency just meets the budget. No trial is spent far from it. The study is a journal file in the run
-folder, to which every finished trial is written whole; the sampler has a study in memory
+folder: every finished trial is written to it whole. The sampler has a study in memory
 (`sampling.py`).
 """
 
