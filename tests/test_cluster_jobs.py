@@ -8,6 +8,9 @@ import sys
 import time
 
 import pytest
+from click.testing import CliRunner
+
+from mmcompress.cli import main
 
 ANSWER_SECONDS = 90
 
@@ -37,9 +40,8 @@ def server():
     del os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"]
 
 
-def call(*words, timeout=ANSWER_SECONDS):
-    command = [sys.executable, "-m", "mmcompress.cli", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+def call(*words):
+    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 @pytest.mark.slow
@@ -57,7 +59,7 @@ def test_a_job_is_followed_stopped_and_fetched(server, tiny, tmp_path):
     try:
         job_id = sent.stdout.readline().split()[1]
         status = call("job", "status", job_id, "--address", server)
-        assert status.returncode == 0 and job_id in status.stdout, status.stderr
+        assert status.exit_code == 0 and job_id in status.stdout, status.stderr
         stopped = call("job", "stop", job_id, "--address", server)
         assert "goes on" in stopped.stdout or "ended already" in stopped.stdout, stopped.stderr
         sent.communicate(timeout=ANSWER_SECONDS)
@@ -66,20 +68,20 @@ def test_a_job_is_followed_stopped_and_fetched(server, tiny, tmp_path):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "report.md").write_text("a result")
     fetched = call("job", "fetch", job_id, "--address", server, "--out", tmp_path / "here")
-    assert fetched.returncode == 0, fetched.stderr
+    assert fetched.exit_code == 0, fetched.stderr
     assert (tmp_path / "here" / "report.md").read_text() == "a result"
     again = call("job", "fetch", job_id, "--address", server, "--out", tmp_path / "here")
-    assert again.returncode == 2 and "exists already" in again.stderr
+    assert again.exit_code == 2 and "exists already" in again.stderr
     folder.rename(tmp_path / "elsewhere")
     lost = call("job", "fetch", job_id, "--address", server, "--out", tmp_path / "other")
-    assert lost.returncode == 2 and str(folder) in lost.stderr and "not see" in lost.stderr
+    assert lost.exit_code == 2 and str(folder) in lost.stderr and "not see" in lost.stderr
 
 
 @pytest.mark.slow
 def test_an_unknown_job_is_named_with_what_there_is(server):
     for command in ("status", "logs", "stop"):
         done = call("job", command, "raysubmit_nothing", "--address", server)
-        assert done.returncode == 2 and "no job 'raysubmit_nothing'" in done.stderr, done.stderr
+        assert done.exit_code == 2 and "no job 'raysubmit_nothing'" in done.stderr, done.stderr
 
 
 @pytest.mark.slow
