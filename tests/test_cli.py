@@ -136,6 +136,15 @@ def test_bad_options_are_exit_2(tiny, tmp_path, arguments):
     assert not (tmp_path / "r").exists()
 
 
+def test_no_workers_means_this_process_alone():
+    from mmcompress.cli.options import collect_overrides
+
+    inline = {"search.workers": 1, "search.executor": "inline"}
+    assert collect_overrides((), workers=0) == inline
+    assert collect_overrides((), workers=3) == {"search.workers": 3}
+    assert collect_overrides(("search.executor=process",), workers=0)["search.executor"] == "process"
+
+
 def test_missing_weights_are_exit_2(tiny, tmp_path):
     (tmp_path / "spec.yaml").write_text((tiny / "spec.yaml").read_text())
     done = call("run", tmp_path / "spec.yaml", "--out", tmp_path / "r")

@@ -48,7 +48,11 @@ RUN_OPTIONS = (
         help="How much is searched, trained and measured; --set still wins.",
     ),
     click.option("--trials", type=int, help="Trials of the search."),
-    click.option("--workers", type=int, help="Trials at a time."),
+    click.option(
+        "--workers",
+        type=int,
+        help="Trials at a time, each in a process of Ray; 0: one at a time in this process.",
+    ),
     click.option(
         "--ray-address",
         help="A running Ray cluster: 'auto' or HOST:PORT (default: a local Ray).",
@@ -111,6 +115,8 @@ def collect_overrides(settings: tuple[str, ...], **options: Any) -> dict[str, An
     for option, key in SHORT_FORMS.items():
         if options.get(option) is not None:
             overrides[key] = options[option]
+    if overrides.get("search.workers") == 0:
+        overrides |= {"search.workers": 1, "search.executor": "inline"}
     return overrides | parse_settings(settings)
 
 
