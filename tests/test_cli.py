@@ -142,7 +142,9 @@ def test_no_workers_means_this_process_alone():
     inline = {"search.workers": 1, "search.executor": "inline"}
     assert collect_overrides((), workers=0) == inline
     assert collect_overrides((), workers=3) == {"search.workers": 3}
-    assert collect_overrides(("search.executor=process",), workers=0)["search.executor"] == "process"
+    assert (
+        collect_overrides(("search.executor=process",), workers=0)["search.executor"] == "process"
+    )
 
 
 def test_missing_weights_are_exit_2(tiny, tmp_path):

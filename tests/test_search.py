@@ -728,6 +728,21 @@ class LoggedJob:
         return self.status
 
 
+@pytest.mark.parametrize("method", ["get_job_status", "get_job_info"])
+def test_a_job_server_that_is_gone_is_told_and_the_job_may_go_on(method):
+    def refuse(job_id):
+        raise ConnectionError("refused by http://me:secret@head:8265")
+
+    client = LoggedJob(JobStatus.SUCCEEDED)
+    client.get_job_info = refuse
+    setattr(client, method, refuse)
+    with pytest.raises(
+        ClusterError, match="the job may go on: see `mmcompress job status j`"
+    ) as told:
+        jobs.follow_job(client, "j", log=io.StringIO())
+    assert "secret" not in str(told.value)
+
+
 def test_the_log_of_a_job_is_followed_to_its_end():
     log = io.StringIO()
     assert jobs._follow_log(LoggedJob(JobStatus.FAILED), "j", log=log) == JobStatus.FAILED

@@ -188,19 +188,22 @@ def check_disk(run: RunContext) -> Needs:
 
 
 def check_executor(run: RunContext) -> None:
-    """Start the workers of the search, send each a task, and stop them.
+    """Start workers of the search, send each a task, and stop them.
+
+    On this machine one worker stands for all: each takes seconds of the processor to start.
 
     Raises:
         ClusterError: They do not start, or do not answer.
     """
     search = run.spec.search
-    run.on_progress("check", f"starting {search.workers} worker(s): {search.executor}", None)
+    worker_count = search.workers if search.ray_address else 1
+    run.on_progress("check", f"starting {worker_count} worker(s): {search.executor}", None)
     make_executor: Callable[..., Executor] = EXECUTORS.get(search.executor)
-    executor = make_executor({"spec": run.spec.name}, search.workers, address=search.ray_address)
+    executor = make_executor({"spec": run.spec.name}, worker_count, address=search.ray_address)
     try:
         # An executor supplies the first argument, its context.
         submit: Callable[..., Future[TaskResult]] = executor.submit
-        futures = [submit(answer_from_worker, i) for i in range(search.workers)]
+        futures = [submit(answer_from_worker, i) for i in range(worker_count)]
         for future in futures:
             future.result(timeout=EXECUTOR_SECONDS)
     except TimeoutError as error:

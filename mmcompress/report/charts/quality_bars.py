@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import altair
@@ -51,7 +52,7 @@ def draw_quality_bars(before: Mapping[str, Quality], after: Mapping[str, Quality
     x = altair.X(
         "value:Q",
         title=None,
-        axis=altair.Axis(format=".0%"),
+        axis=altair.Axis(format=".0%", values=_list_ticks(highest)),
         scale=altair.Scale(domain=[0, FIGURE_ROOM * highest], nice=False),
     )
     color = altair.Color(
@@ -70,6 +71,12 @@ def draw_quality_bars(before: Mapping[str, Quality], after: Mapping[str, Quality
     layers = [bars, intervals, figures]
     layered = fit_page_width(layer_charts(*layers), height=height)
     return render_chart(layered, label="quality before and after")
+
+
+def _list_ticks(highest: float) -> list[float]:
+    """List ten places of the axis or fewer, none beyond the highest figure."""
+    step = 0.1 * math.ceil(highest)
+    return [step * number for number in range(math.floor(highest / step + 1e-9) + 1)]
 
 
 def _make_row(metric: str, side: str, *, quality: Quality) -> Row:
