@@ -48,7 +48,7 @@ class RecordChecker(Protocol):
         ...
 
 
-class _Setter:
+class AsideSetter:
     """Sets damaged files of one folder aside.
 
     Args:
@@ -59,17 +59,18 @@ class _Setter:
         self.tell = tell
 
     def check(self, read: Callable[[], object], paths: Sequence[Path]) -> None:
+        """Set the files aside when they can't be read."""
         set_aside_if_damaged(read, paths=paths, tell=self.tell)
 
 
 def set_damaged_shared_aside(run: RunContext) -> None:
     """Set aside what is damaged of the records that the targets share, and tell of it."""
-    check_shared_records(run.shared, _Setter(run.tell_damage), blocks=run.blocks)
+    check_shared_records(run.shared, AsideSetter(run.tell_damage), blocks=run.blocks)
 
 
 def set_damaged_artifact_aside(run: RunContext) -> None:
     """Set aside what is damaged of one target, and tell of it."""
-    setter = _Setter(run.tell_damage)
+    setter = AsideSetter(run.tell_damage)
     check_artifact_records(run.folder, setter, nodes=list(run.models))
     if run.folder.device_check.exists():
         set_aside_if_damaged(

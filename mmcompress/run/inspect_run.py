@@ -13,9 +13,13 @@ from pathlib import Path
 
 from mmcompress.errors import DataError, MmcompressError
 from mmcompress.results.records import Summary
-from mmcompress.run.check_records import check_artifact_records, check_shared_records
+from mmcompress.run.check_records import (
+    AsideSetter,
+    check_artifact_records,
+    check_shared_records,
+)
 from mmcompress.search.study import list_study_faults, open_study
-from mmcompress.storage import read_record, set_aside_if_damaged
+from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import hold_folder, is_held
 
@@ -89,7 +93,7 @@ def repair_run(path: str | Path, *, tell: Callable[[str], None]) -> None:
     """
     folder = RunFolder(path=Path(path))
     nodes = _read_nodes(folder)
-    setter = _TellingSetter(tell=tell)
+    setter = AsideSetter(tell)
     with hold_folder(path):
         check_shared_records(folder, setter)
         for target in _list_target_folders(folder):
@@ -101,17 +105,6 @@ def repair_run(path: str | Path, *, tell: Callable[[str], None]) -> None:
         for leftover in list_leftovers(folder):
             _remove(leftover)
             tell(f"{leftover}: removed")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _TellingSetter:
-    """Sets damaged files aside."""
-
-    tell: Callable[[str], None]
-    """Receives what is wrong with a file."""
-
-    def check(self, read: Callable[[], object], paths: Sequence[Path]) -> None:
-        set_aside_if_damaged(read, paths=paths, tell=self.tell)
 
 
 def _read_nodes(folder: RunFolder) -> list[str]:
