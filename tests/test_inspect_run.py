@@ -133,6 +133,18 @@ def test_a_repair_leaves_nothing_to_find(run, break_it):
     assert len(kept) >= trials - 1
 
 
+def test_an_artifact_that_was_being_moved_is_kept(run):
+    """The run was killed when the artifact lay in a folder of its own, and nowhere else."""
+    unfinished = run.path / "earlier.new"
+    unfinished.mkdir()
+    for path in list(run._list_artifact()):
+        path.rename(unfinished / path.name)
+    run.study.unlink()
+    assert any("was being moved" in found.fault for found in inspect_run(run.path))
+    repair_run(run.path, tell=lambda text: None)
+    assert run.has_stash() and run.stash.has_bundle() and not unfinished.exists()
+
+
 def test_a_folder_that_somebody_works_on_is_left_alone(run, tmp_path):
     with hold_folder(run.path):
         done, text = call("doctor", run.path)

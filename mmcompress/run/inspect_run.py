@@ -101,7 +101,8 @@ def repair_run(path: str | Path, *, tell: Callable[[str], None]) -> None:
             check_artifact_records(target, setter, nodes=nodes)
             if target.study.exists() and list_study_faults(target.study):
                 open_study(target.study, tell=tell)
-                tell(f"{target.study}: what is damaged is put aside, and finished trials are kept")
+                if not list_study_faults(target.study):
+                    tell(f"{target.study}: mended; finished trials are kept")
         for leftover in list_leftovers(folder):
             _remove(leftover)
             tell(f"{leftover}: removed")
@@ -127,7 +128,10 @@ def _list_target_folders(folder: RunFolder) -> list[RunFolder]:
     return [
         target
         for target in targets
-        if target.study.exists() or target.fitted.exists() or target.summary.exists()
+        if target.study.exists()
+        or target.fitted.exists()
+        or target.summary.exists()
+        or target.has_interrupted_move()
     ]
 
 
@@ -140,6 +144,10 @@ def _inspect_study(target: RunFolder) -> Iterator[RunFinding]:
 
 def _find_contradictions(target: RunFolder) -> Iterator[RunFinding]:
     """Find records that are whole, and do not fit each other."""
+    if target.has_interrupted_move():
+        yield RunFinding(
+            path=target.path, fault="an artifact was being moved when the run was killed"
+        )
     if target.summary.exists() and not target.has_bundle():
         yield RunFinding(
             path=target.bundle, fault="the run is finished, and its bundle is not there"
@@ -160,7 +168,9 @@ def list_leftovers(folder: RunFolder) -> list[Path]:
     leftovers: list[Path] = []
     for target in [folder, *_list_target_folders(folder)]:
         leftovers += [path for path in (target.scratch, target.weights_room) if path.exists()]
-        leftovers += sorted(target.path.glob(f"*{UNFINISHED_SUFFIX}"))
+        if not target.has_interrupted_move():
+            # An artifact that is being set aside lies in such a folder.
+            leftovers += sorted(target.path.glob(f"*{UNFINISHED_SUFFIX}"))
     return list(dict.fromkeys(leftovers))
 
 

@@ -517,6 +517,11 @@ class RunFolder:
         """Remove the artifact that was set aside, if there is one."""
         shutil.rmtree(self.stash.path, ignore_errors=True)
 
+    def has_interrupted_move(self) -> bool:
+        """Return whether a move that `finish_interrupted_move` completes was cut off."""
+        places = (self.failed_proof, self._unfinished_stash, self._unfinished_restore)
+        return any(path.exists() for path in places)
+
     def finish_interrupted_move(self) -> None:
         """Complete a move to or from the stash, or of an unproved artifact, that was cut off."""
         if self.failed_proof.exists():
