@@ -12,12 +12,10 @@ from rich.table import Column, Table
 from mmcompress.cli.console import out
 from mmcompress.errors import DataError, SpecError
 from mmcompress.runtime.cache import locate_cache_folder
+from mmcompress.runtime.environment import BYTES_PER_MB
 from mmcompress.workspace.clean import DiskPart, delete_parts, list_cache_parts, list_run_parts
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import hold_folder
-
-BYTES_OF_A_MEGABYTE = 1e6
-"""Bytes of a megabyte, as disks are sold."""
 
 LISTED_BYTES = 100_000
 """Bytes from which a file that stays has a line of its own."""
@@ -52,14 +50,14 @@ def _offer(parts: list[DiskPart], *, base: Path, yes: bool, dry_run: bool) -> No
     shown = [part for part in parts if part.can_go or part.size_bytes >= LISTED_BYTES]
     for part in shown:
         mark = "[yellow]goes[/yellow]" if part.can_go else "stays"
-        size = f"{part.size_bytes / BYTES_OF_A_MEGABYTE:,.1f}"
+        size = f"{part.size_bytes / BYTES_PER_MB:,.1f}"
         table.add_row(size, mark, escape(str(part.path.relative_to(base))), part.about)
     out.print(table)
     if len(shown) < len(parts):
         out.print(f"and {len(parts) - len(shown)} small files that stay")
     removable = [part for part in parts if part.can_go]
     size_bytes = sum(part.size_bytes for part in removable)
-    total = f"{size_bytes / BYTES_OF_A_MEGABYTE:,.1f} MB can go"
+    total = f"{size_bytes / BYTES_PER_MB:,.1f} MB can go"
     if dry_run or not removable:
         out.print(total)
         return
@@ -68,4 +66,4 @@ def _offer(parts: list[DiskPart], *, base: Path, yes: bool, dry_run: bool) -> No
         return
     if yes or click.confirm(f"{total}. Delete?"):
         freed_bytes = delete_parts(removable)
-        out.print(f"{freed_bytes / BYTES_OF_A_MEGABYTE:,.1f} MB deleted")
+        out.print(f"{freed_bytes / BYTES_PER_MB:,.1f} MB deleted")

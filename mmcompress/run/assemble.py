@@ -28,13 +28,11 @@ from mmcompress.results.target_met import (
 )
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.bundle import read_manifest
+from mmcompress.runtime.environment import BYTES_PER_MB
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.stats import Latency, Quality
 from mmcompress.storage import build_record
-
-BYTES_PER_MB = 1e6
-"""Sizes are given in decimal megabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)

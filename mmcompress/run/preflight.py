@@ -28,7 +28,6 @@ from mmcompress.export.bundle import (
 from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import require_proofs
 from mmcompress.kinds.base import Batch
-from mmcompress.measure.latency.memory import MB
 from mmcompress.models.counts import FP32_BYTES, count_params
 from mmcompress.registry import EXECUTORS
 from mmcompress.report.fill_templates import check_templates
@@ -36,6 +35,7 @@ from mmcompress.results.records import Proof
 from mmcompress.run.answers import try_metrics
 from mmcompress.run.profile import prove_generators
 from mmcompress.runtime.allocator import keep_freed_memory
+from mmcompress.runtime.environment import BYTES_PER_MB
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.executors import TaskResult, answer_from_worker
 from mmcompress.spec.target import split_targets
@@ -102,13 +102,15 @@ def estimate_needs(run: RunContext) -> Needs:
     Both follow from its parameters and pairs, and from what one pair leaves behind for the
     gradients.
     """
-    params_mb = sum(count_params(model) for model in run.models.values()) * FP32_BYTES / MB
+    params_mb = (
+        sum(count_params(model) for model in run.models.values()) * FP32_BYTES / BYTES_PER_MB
+    )
     first_pair = run.pipeline.collate(run.data.load("val", 1))
     models_mb = EXPORTED_COPIES * params_mb
     if run.spec.distill.steps:
         activations_mb = run.spec.distill.batch * measure_activations_mb(run, first_pair)
         models_mb = max(models_mb, TRAINED_COPIES * params_mb + activations_mb)
-    pair_mb = sum(tensor.nbytes for tensor in first_pair.inputs.values()) / MB
+    pair_mb = sum(tensor.nbytes for tensor in first_pair.inputs.values()) / BYTES_PER_MB
     data = run.spec.data
     pairs = data.calibration + data.validation_pairs * data.final_pairs_factor
     memory_mb = RUNTIME_MB + models_mb + PAIR_COPIES * pairs * pair_mb
@@ -146,7 +148,7 @@ def measure_activations_mb(run: RunContext, batch: Batch) -> float:
 
     with torch.enable_grad(), saved_tensors_hooks(note, give_back):
         run.pipeline.forward(run.models, batch)
-    return sum(bytes_by_storage.values()) / MB
+    return sum(bytes_by_storage.values()) / BYTES_PER_MB
 
 
 def check_machine(run: RunContext) -> Needs:
@@ -177,7 +179,7 @@ def check_disk(run: RunContext) -> Needs:
     """
     needs = estimate_needs(run)
     run.on_progress("check", f"the run will take {needs.describe()}", None)
-    free_mb = shutil.disk_usage(run.folder.path).free / MB
+    free_mb = shutil.disk_usage(run.folder.path).free / BYTES_PER_MB
     if free_mb < needs.disk_mb:
         raise DataError(
             f"{run.folder}: {free_mb:.0f} MB are free on this disk, the run needs about "

@@ -17,8 +17,11 @@ from mmcompress.registry import OPTIONAL_PACKAGES
 from mmcompress.runtime.cache import find_cache_fault, locate_cache_folder
 from mmcompress.runtime.machine import describe_cpu, list_package_versions
 
+BYTES_PER_MB = 1e6
+"""Bytes of a megabyte, as disks are sold."""
+
 BYTES_PER_GB = 1e9
-"""Bytes."""
+"""Bytes of a gigabyte."""
 
 KB_OF_MEMINFO = 1024
 """Bytes of a unit of /proc/meminfo."""

@@ -24,6 +24,7 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from mmcompress.errors import ClusterError, DataError, SpecError, shorten, suggest_nearest
 from mmcompress.runtime.addresses import hide_password
+from mmcompress.runtime.environment import BYTES_PER_MB
 from mmcompress.version import PACKAGE_FOLDER
 from mmcompress.workspace.folder import LOCK_FILE
 
@@ -51,9 +52,6 @@ SECONDS_BETWEEN_TRIES = 1.0
 
 EMBEDDED_WEIGHTS = "*.safetensors"
 """Files of the package that are large."""
-
-BYTES_OF_A_MB = 1_000_000
-"""Bytes of a megabyte."""
 
 MAX_UPLOAD_MB = 100
 """Megabytes that go along with a job: code, and no data."""
@@ -352,10 +350,10 @@ def _check_upload(work_folder: Path) -> None:
         if path.is_file():
             name = path.relative_to(work_folder).parts[0]
             sizes[name] = sizes.get(name, 0) + path.stat().st_size
-    total_mb = sum(sizes.values()) / BYTES_OF_A_MB
+    total_mb = sum(sizes.values()) / BYTES_PER_MB
     if total_mb > MAX_UPLOAD_MB:
         largest = max(sizes, key=sizes.__getitem__)
-        largest_mb = sizes[largest] / BYTES_OF_A_MB
+        largest_mb = sizes[largest] / BYTES_PER_MB
         raise SpecError(
             f"what goes along with the job takes {total_mb:.0f} MB, and at most "
             f"{MAX_UPLOAD_MB} MB are sent. '{largest}' has {largest_mb:.0f} MB of it. Keep data "

@@ -12,7 +12,8 @@ from pathlib import Path
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate, Fp32Blocks, find_fp32_blocks
 from mmcompress.measure.cost_model.predictor import LinearFit
-from mmcompress.measure.latency.memory import MB, measure_memory_mb
+from mmcompress.measure.latency.memory import measure_memory_mb
+from mmcompress.runtime.environment import BYTES_PER_MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +99,9 @@ def measure_footprint(
     Returns:
         The footprint.
     """
-    bundle_mb = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / MB
+    bundle_mb = (
+        sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / BYTES_PER_MB
+    )
     model_bytes = 0
     for node in blocks:
         model_bytes += sum(file.stat().st_size for file in (bundle / node).glob("*.onnx"))
@@ -113,7 +116,7 @@ def measure_footprint(
         dense_params=dict(dense_params),
         params_per_unit=copied_params,
         size_fits=copied_fits,
-        rest_mb=bundle_mb - model_bytes / MB,
+        rest_mb=bundle_mb - model_bytes / BYTES_PER_MB,
         empty_mb=empty_mb,
         per_mb=bundle_memory_mb / bundle_mb,
         units=units,

@@ -12,10 +12,8 @@ import sys
 from pathlib import Path
 
 from mmcompress.measure.latency.fresh_python import run_in_fresh_python
+from mmcompress.runtime.environment import BYTES_PER_MB
 from mmcompress.runtime.graph import load_bundle
-
-MB = 1e6
-"""Bytes of a megabyte."""
 
 MAX_MEMORY_PROBE_SECONDS = 600
 """Seconds after which the measurement of a bundle's memory is given up."""
@@ -31,7 +29,7 @@ def read_peak_memory_mb() -> float:
         return 0.0
     for line in status.read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM"):
-            return int(line.split()[1]) * 1024 / MB
+            return int(line.split()[1]) * 1024 / BYTES_PER_MB
     return 0.0
 
 
@@ -59,7 +57,7 @@ def measure_memory_mb(bundle: Path | None = None) -> float:
         timeout=MAX_MEMORY_PROBE_SECONDS,
     )
     process.check_returncode()
-    return int(process.stdout.split()[-1]) / MB
+    return int(process.stdout.split()[-1]) / BYTES_PER_MB
 
 
 def _probe_memory(bundle: str) -> int:
@@ -69,7 +67,7 @@ def _probe_memory(bundle: str) -> int:
         pipeline(**pipeline.make_noise_request())
     peak_mb = read_peak_memory_mb()
     if peak_mb:
-        return round(peak_mb * MB)
+        return round(peak_mb * BYTES_PER_MB)
     import resource  # only Unix has it
 
     # Second choice: on Linux this figure also counts the parent process before the start.
