@@ -48,8 +48,8 @@ class RecordChecker(Protocol):
         ...
 
 
-class AsideSetter:
-    """Sets damaged files of one folder aside.
+class DamagedFileMover:
+    """Moves damaged files aside.
 
     Args:
         tell: Receives what is wrong with a file.
@@ -59,19 +59,19 @@ class AsideSetter:
         self.tell = tell
 
     def check(self, read: Callable[[], object], paths: Sequence[Path]) -> None:
-        """Set the files aside when they can't be read."""
+        """Move the files aside when they can't be read."""
         set_aside_if_damaged(read, paths=paths, tell=self.tell)
 
 
 def set_damaged_shared_aside(run: RunContext) -> None:
     """Set aside what is damaged of the records that the targets share, and tell of it."""
-    check_shared_records(run.shared, AsideSetter(run.tell_damage), blocks=run.blocks)
+    check_shared_records(run.shared, DamagedFileMover(run.tell_damage), blocks=run.blocks)
 
 
 def set_damaged_artifact_aside(run: RunContext) -> None:
     """Set aside what is damaged of one target, and tell of it."""
-    setter = AsideSetter(run.tell_damage)
-    check_artifact_records(run.folder, setter, nodes=list(run.models))
+    mover = DamagedFileMover(run.tell_damage)
+    check_artifact_records(run.folder, mover, nodes=list(run.models))
     if run.folder.device_check.exists():
         set_aside_if_damaged(
             partial(read_record, BundleCheck, run.folder.device_check),

@@ -14,7 +14,7 @@ from pathlib import Path
 from mmcompress.errors import DataError, MmcompressError
 from mmcompress.results.records import Summary
 from mmcompress.run.check_records import (
-    AsideSetter,
+    DamagedFileMover,
     check_artifact_records,
     check_shared_records,
 )
@@ -93,12 +93,12 @@ def repair_run(path: str | Path, *, tell: Callable[[str], None]) -> None:
     """
     folder = RunFolder(path=Path(path))
     nodes = _read_nodes(folder)
-    setter = AsideSetter(tell)
+    mover = DamagedFileMover(tell)
     with hold_folder(path):
-        check_shared_records(folder, setter)
+        check_shared_records(folder, mover)
         for target in _list_target_folders(folder):
             target.finish_interrupted_move()
-            check_artifact_records(target, setter, nodes=nodes)
+            check_artifact_records(target, mover, nodes=nodes)
             if target.study.exists() and list_study_faults(target.study):
                 open_study(target.study, tell=tell)
                 if not list_study_faults(target.study):
