@@ -9,7 +9,7 @@ OUT ?= runs/demo-$(TARGET)-s$(SEED)
 # Keep compiled files: without them every process of a run and of the tests compiles the project anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: install demo test test-fast check docs format clean
+.PHONY: install demo test test-slow test-fast check docs format clean
 
 install: $(VENV)/.installed
 
@@ -29,7 +29,11 @@ $(VENV)/.speech: $(VENV)/.installed
 	touch $@
 
 test: $(VENV)/.speech
-	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not very_slow"
+
+# Clusters of real processes that lose some of them, and rows of whole runs.
+test-slow: $(VENV)/.speech
+	$(BIN)/python -m pytest -q -n auto --dist worksteal -m very_slow
 
 test-fast: install
 	$(BIN)/python -m pytest -q -n auto --dist worksteal -m "not slow"

@@ -147,13 +147,15 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark further examples as slow, and put the tests of the finished run first.
+    """Mark further examples and the very slow tests as slow, and put the tests of the finished run first.
 
     The first process of a session then makes that run while the second works through tests that
     do not need it. In the order of the files both would reach it at once, and one would wait.
     """
     examples: Counter[str] = Counter()
     for item in items:
+        if item.get_closest_marker("very_slow") is not None:
+            item.add_marker(pytest.mark.slow)
         marker = item.get_closest_marker("examples")
         if marker is not None:
             test = item.nodeid.partition("[")[0]

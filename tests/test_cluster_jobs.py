@@ -44,7 +44,7 @@ def call(*words):
     return CliRunner().invoke(main, [str(word) for word in words])
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(400)
 def test_a_job_is_followed_stopped_and_fetched(server, tiny, tmp_path):
     folder = tmp_path / "shared" / "run"
@@ -77,14 +77,14 @@ def test_a_job_is_followed_stopped_and_fetched(server, tiny, tmp_path):
     assert lost.exit_code == 2 and str(folder) in lost.stderr and "not see" in lost.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_an_unknown_job_is_named_with_what_there_is(server):
     for command in ("status", "logs", "stop"):
         done = call("job", command, "raysubmit_nothing", "--address", server)
         assert done.exit_code == 2 and "no job 'raysubmit_nothing'" in done.stderr, done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.timeout(300)
 # Ray asks aiohttp for a web socket in the old way.
 @pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")

@@ -54,7 +54,7 @@ def compared(compare_tiny, tmp_path_factory):
     return folder, compare_tiny(folder, methods=("student", "uniform", "int8"))
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_every_method_goes_the_whole_way(compared, tiny, machine, tmp_path):
     """Those of `compared` are there already."""
     folder = tmp_path / "all"
@@ -126,7 +126,7 @@ def test_an_unknown_method_is_refused(tiny, tmp_path):
         compare(tiny / "spec.yaml", tmp_path / "c", methods=("unifrom",))
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path, machine, prepare_tiny):
     changes = {**QUICK, "prune.rounds": 2}
     prepare_tiny(tmp_path / "a", changes)

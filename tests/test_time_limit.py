@@ -106,7 +106,7 @@ def test_a_trial_inside_a_library_ends_with_its_worker_and_the_search_goes_on(tm
     assert "another one was started" in error
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_killed_worker_of_ray_costs_its_trial(tmp_path):
     def die_once(folder, candidate):  # workers can't import a test module
         import os
@@ -140,7 +140,7 @@ def test_a_killed_worker_of_ray_costs_its_trial(tmp_path):
     assert any("a trial failed, the search goes on: WorkerDied" in one for one in messages)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_trial_that_hangs_under_ray_is_a_timeout_and_is_not_tried_again(tmp_path):
     def hang_once(folder, candidate):  # workers can't import a test module
         import signal

@@ -44,7 +44,7 @@ def installed(tmp_path_factory):
     return environment / "bin"
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_the_wheel_works_outside_the_checkout(installed, tmp_path):
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
