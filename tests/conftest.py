@@ -122,7 +122,8 @@ data:
   calibration: 16
   validation_pairs: 16
 target: 1.2x
-distill: {steps: 4, minutes: 1, batch: 4, precision: fp32}
+distill: {steps: 4, minutes: 1, batch: 4}
+compute: {precision: fp32}
 search: {trials: 4, level_switches: 2, executor: inline, workers: 1, max_artifacts: 1}
 measure: {threads: 1, warmup: 1, requests: 8, memory: false}
 """

@@ -77,7 +77,7 @@ class FixedEncoder(nn.Module):
     context: Tensor
 
     def forward(self, *_: object, **__: object) -> object:
-        class_token = torch.zeros(len(self.context), 1, self.context.shape[2])
+        class_token = self.context.new_zeros(len(self.context), 1, self.context.shape[2])
         layers = (None, torch.cat([class_token, self.context], 1), None)
         return SimpleNamespace(
             last_hidden_state=self.context, hidden_states=layers, attentions=None

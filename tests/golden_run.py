@@ -53,7 +53,7 @@ CHANGES = {
 COMMON = {
     "measure.threads": 1,
     "search.executor": "inline",
-    "distill.precision": "fp32",
+    "compute.precision": "fp32",
     "distill.find_learning_rate": False,
     "distill.minutes": 100_000,
     "distill.steps": 6,

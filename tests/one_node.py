@@ -11,7 +11,8 @@ outputs: {embedding: sentence.embedding}
 data: {kind: text_lines, options: {path: ./lines.txt}, calibration: 16, validation_pairs: 12}
 metrics: [embedding]
 target: 1.2x
-distill: {steps: 2, minutes: 1, batch: 4, precision: fp32}
+distill: {steps: 2, minutes: 1, batch: 4}
+compute: {precision: fp32}
 search: {trials: 2, level_switches: 0, executor: inline, workers: 1, max_artifacts: 1}
 measure: {threads: 1, warmup: 1, requests: 8, memory: false}
 """

@@ -49,7 +49,7 @@ class OwnFusionEncoder(FusionEncoderModel):
 
     def forward(self, ids: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         padding = (ids == self.config["pad"])[:, None, None]
-        x = self.words(ids) + self.places(torch.arange(ids.shape[1]))
+        x = self.words(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
         for layer in self.layers:
             x = layer(x, context, padding=padding)
         return F.normalize(x[:, 0], dim=-1), x, self.head(x[:, 0])[:, 0]

@@ -145,7 +145,6 @@ def test_it_goes_on_from_any_point(spec, pipeline, models, batch, student, tmp_p
         batch=4,
         learning_rate=2e-3,
         schedule="until_converged",
-        precision="fp32",
     )
 
     def kill(message, share):

@@ -12,6 +12,7 @@ import torch
 from mmcompress.distill import losses
 from mmcompress.graph.blocks import Block
 from mmcompress.kinds.base import SIMILARITY_SCALE
+from mmcompress.models.device import CPU
 from mmcompress.prune.importance.inputs import ImportanceInputs
 from mmcompress.prune.importance.reconstruction import ELIMINATION_RIDGE, score_by_elimination
 from mmcompress.prune.masks import mask_units
@@ -89,7 +90,7 @@ def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name
     torch.manual_seed(0)
     out = torch.nn.Linear(units * width, 5, bias=bias)
     w = out.weight.detach().double().numpy()
-    gram = Gram.make_empty(units * width)
+    gram = Gram.make_empty(units * width, device=CPU)
     gram.add_(torch.from_numpy(x).float())
     c = x - x.mean(0) if bias else x
     moments = c.T @ c / rows

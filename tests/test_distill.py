@@ -226,14 +226,16 @@ class _Enough:
 
 
 @pytest.mark.slow
-def test_products_in_bfloat16_teach_the_same(inputs, pipeline, models, batch):
+def test_products_in_bfloat16_teach_the_same(inputs, pipeline, models, batch, monkeypatch):
     """Weights stay fp32, and after some steps the loss is that of fp32 within what rounding does."""
     cut = {n: {b.name: torch.arange(0, b.units, 2) for b in m.blocks} for n, m in models.items()}
     found = {}
     for precision in ("fp32", "bf16"):
         student = {n: copy_without_units(m, cut[n]) for n, m in models.items()}
         before = pipeline.compute_loss(student, batch)
-        settings = Distill(steps=20, minutes=5, batch=8, validations=0, precision=precision)
+        settings = Distill(steps=20, minutes=5, batch=8, validations=0)
+        compute = dataclasses.replace(pipeline.spec.compute, precision=precision)
+        monkeypatch.setattr(pipeline, "spec", dataclasses.replace(pipeline.spec, compute=compute))
         distill_models_(student, inputs, options=TrainingOptions(settings=settings))
         assert all(p.dtype == torch.float32 for m in student.values() for p in m.parameters())
         found[precision] = pipeline.compute_loss(student, batch)

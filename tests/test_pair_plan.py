@@ -55,7 +55,7 @@ def make_training(spec, pipeline, models, tmp_path):
             data=open_dataset(spec.data),
         )
         student = {name: copy.deepcopy(model) for name, model in models.items()}
-        options = TrainingOptions(settings=Distill(batch=BATCH, precision="fp32", **settings))
+        options = TrainingOptions(settings=Distill(batch=BATCH, **settings))
         return Training(student, inputs, options=options), counting
 
     return make

@@ -72,7 +72,7 @@ def read_all(folder):
         ("seed", {"sensitivity"}),
         ("data.calibration", {"sensitivity"}),
         ("data.labels", {"sensitivity", "outputs"}),
-        ("distill.precision", {"outputs"}),
+        ("compute.precision", {"outputs"}),
         ("metrics", {"answers"}),
     ],
 )

@@ -21,7 +21,7 @@ from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.spec.schema import Distill
 
-SETTINGS = Distill(steps=4, minutes=5, batch=4, validations=0, precision="fp32")
+SETTINGS = Distill(steps=4, minutes=5, batch=4, validations=0)
 
 
 class CountingPipeline:

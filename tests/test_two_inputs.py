@@ -33,7 +33,8 @@ outputs: {score: match.score, image_embedding: vision.embedding, text_embedding:
 data: {kind: emoji_scenes, options: {image_size: 32, test: 24}, calibration: 16, validation_pairs: 12}
 metrics: [retrieval, wide_retrieval, agreement]
 target: 1.2x
-distill: {steps: 2, minutes: 1, batch: 4, precision: fp32}
+distill: {steps: 2, minutes: 1, batch: 4}
+compute: {precision: fp32}
 search: {trials: 2, level_switches: 0, executor: inline, workers: 1, max_artifacts: 1}
 measure: {threads: 1, warmup: 1, requests: 8, memory: false}
 """

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmcompress.errors import DataError
+from mmcompress.models.device import CPU
 from mmcompress.storage import InvalidValue, build_record, replace_file, to_plain
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -105,7 +106,7 @@ class Checkpoint:
                 if name in moments:
                     tensors[f"{name}/{i}"] = moments[name]
         # Tied weights share memory, which safetensors refuses to write.
-        copies = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+        copies = {name: tensor.to(CPU, copy=True).contiguous() for name, tensor in tensors.items()}
         with replace_file(self.path) as unfinished:
             save_file(copies, unfinished, metadata={"state": _format_state(state)})
         self.last_saved_at = state.elapsed
@@ -131,8 +132,10 @@ class Checkpoint:
             for i, weight in enumerate(weights):
                 weight.copy_(file.get_tensor(f"weight/{i}"))
                 if f"{MOMENTS[0]}/{i}" in names:
-                    moments = {name: file.get_tensor(f"{name}/{i}") for name in MOMENTS}
-                    step = torch.tensor(float(state.step))
+                    moments = {
+                        name: file.get_tensor(f"{name}/{i}").to(weight.device) for name in MOMENTS
+                    }
+                    step = torch.tensor(float(state.step), device=weight.device)
                     optimizer.state[weight] = {"step": step, **moments}
             best_count = sum(name.startswith("best/") for name in names)
             for i in range(best_count):

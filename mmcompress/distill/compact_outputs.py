@@ -12,6 +12,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mmcompress.models.device import CPU
+
 LARGEST_HALF = 60_000.0
 """Largest value that is kept in half precision, whose own limit is 65,504."""
 
@@ -35,16 +37,19 @@ VOCABULARY_PART = "vocabulary"
 
 
 def compact_outputs(outputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return outputs in their compact form, by `node/output` or `node/output.part`."""
+    """Return outputs in their compact form, on the processor.
+
+    Their names are `node/output`, or `node/output.part`.
+    """
     tensors: dict[str, Tensor] = {}
     for node_name, node_outputs in outputs.items():
         for output_name, tensor in node_outputs.items():
             name = f"{node_name}{NAME_SEPARATOR}{output_name}"
             if output_name == "logits" and tensor.shape[-1] > MAX_WHOLE_VOCABULARY:
                 for part, values in _compact_logits(tensor).items():
-                    tensors[f"{name}{PART_SEPARATOR}{part}"] = values
+                    tensors[f"{name}{PART_SEPARATOR}{part}"] = values.to(CPU)
             else:
-                tensors[name] = _round_to_half(tensor).contiguous()
+                tensors[name] = _round_to_half(tensor).contiguous().to(CPU)
     return tensors
 
 
@@ -93,7 +98,7 @@ def _compact_logits(logits_TV: Tensor) -> dict[str, Tensor]:
         "log_probabilities": log_TK.to(torch.float16),
         "ids": ids_TK.to(torch.int32),
         "log_left": left_T.log().to(torch.float16),
-        VOCABULARY_PART: torch.tensor([vocabulary]),
+        VOCABULARY_PART: torch.tensor([vocabulary], device=logits_TV.device),
     }
 
 

@@ -134,7 +134,7 @@ class StepLoop:
         first_row = {
             "step": 0,
             "rate": state.rate,
-            "bf16": float(self.training.uses_bf16),
+            "product_bits": float(torch.finfo(self.training.product_type).bits),
             "asked_steps": state.asked_steps,
             "planned_steps": state.planned_steps or state.asked_steps,
             "seconds": state.elapsed,

@@ -18,6 +18,7 @@ from mmcompress.distill.compact_outputs import (
 from mmcompress.distill.pair_plan import MIXED_DRAWS
 from mmcompress.distill.teacher_store import CompactOutputs, TeacherStore
 from mmcompress.kinds.base import Batch, Models, Outputs
+from mmcompress.models.device import CPU
 from mmcompress.pipeline.forward import TorchPipeline
 
 TEACHER_CACHE_BYTES = 1 << 30
@@ -69,6 +70,10 @@ class Teacher:
 
         Logits at positions without a next token are 0 for named pairs.
         """
+        return _move_outputs(self._answer(batch), self.pipeline.device)
+
+    def _answer(self, batch: Batch) -> Outputs:
+        """Return the outputs on a batch. What was kept is on the processor."""
         if batch.names:
             return self._answer_named_pairs(batch, batch.names)
         if batch.sources:
@@ -151,6 +156,14 @@ class Teacher:
             self.free_bytes -= size
 
 
+def _move_outputs(outputs: Outputs, device: torch.device) -> Outputs:
+    """Return outputs on a device."""
+    moved: Outputs = {}
+    for node_name, node_outputs in outputs.items():
+        moved[node_name] = {name: tensor.to(device) for name, tensor in node_outputs.items()}
+    return moved
+
+
 def _count_targets(batch: Batch, pair: int) -> dict[str, int]:
     """Count the positions of a pair that hold something, by node."""
     counts = {}
@@ -178,7 +191,7 @@ def _copy_pair(outputs: Outputs, place: int, *, token_counts: Mapping[str, int])
             values = tensor[place]
             if output_name == "logits":
                 values = values[: token_counts[node_name]]
-            row[node_name][output_name] = values.clone()
+            row[node_name][output_name] = values.to(CPU, copy=True)
     return row
 
 

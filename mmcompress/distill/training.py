@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -20,12 +20,14 @@ from mmcompress.distill.losses import (
     weigh_losses,
 )
 from mmcompress.distill.pair_plan import MIXED_DRAWS, PlannedPair, plan_pairs
+from mmcompress.distill.product_type import choose_product_type, multiply_in
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.graph.losses import resolve_loss_weights
 from mmcompress.kinds.base import Batch, Models, Outputs
+from mmcompress.models.device import free_memory
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.runtime.progress import StageProgress, ignore_progress
-from mmcompress.runtime.timing import Clock, SystemClock, find_lowest_median
+from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.schema import Distill
 
 ADAM_BETAS = (0.9, 0.98)
@@ -36,9 +38,6 @@ WEIGHT_DECAY = 0.01
 
 MAX_GRADIENT_NORM = 1.0
 """Norm that the gradient of all weights together is clipped to."""
-
-BF16_MAX_TIME_SHARE = 0.8
-"""Time of a product in bfloat16 / time in fp32, up to which bfloat16 is used."""
 
 PAIR_SEED_FACTOR = 1_000_003
 """Factor on the seed of a run: two runs draw the same pairs only after that many steps."""
@@ -108,9 +107,14 @@ class Training:
         self.clock = options.clock
         self.loss_weights = resolve_loss_weights(settings)
         self.compares_blocks = bool(self.loss_weights["hidden"] or self.loss_weights["cross"])
-        self.uses_bf16 = settings.precision == "bf16" or (
-            settings.precision == "auto" and is_bf16_faster()
+        pipeline = inputs.pipeline
+        self.device = pipeline.device
+        self.product_type = choose_product_type(pipeline.spec.compute.precision, self.device)
+        # Small gradients would be zero in float16: the loss is scaled up for them.
+        self._scaler = torch.amp.GradScaler(
+            self.device.type, enabled=self.product_type == torch.float16
         )
+        self.parts_per_step = 1
         self.matrices, self.vectors = split_parameters(student)
         self.weights = [*self.matrices, *self.vectors]
         self._recent_draws: OrderedDict[int, Pairs] = OrderedDict()
@@ -210,7 +214,7 @@ class Training:
             batch,
             inputs=self.inputs,
             loss_weights=self.loss_weights,
-            uses_bf16=self.uses_bf16,
+            product_type=self.product_type,
         )
 
     def advance_(
@@ -221,16 +225,51 @@ class Training:
         Returns:
             The weighted parts of the loss before the step.
         """
-        losses = self.compute_losses(batch)
-        torch.stack(list(losses.values())).sum().backward()
+        losses = self._take_gradients_(batch)
+        self._scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(self.weights, MAX_GRADIENT_NORM)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        optimizer.step()
+        self._scaler.step(optimizer)
+        self._scaler.update()
         optimizer.zero_grad()
         if self.options.hold_weights_ is not None:
             self.options.hold_weights_()
-        return {name: float(loss.detach()) for name, loss in losses.items()}
+        return losses
+
+    def _take_gradients_(self, batch: Batch) -> dict[str, float]:
+        """Add the gradients of a batch to those of the weights; return the parts of its loss.
+
+        Where the memory of a GPU runs out, the batch is taken in halves, from then on. A loss that
+        compares the pairs of a batch then compares those of a half.
+        """
+        while True:
+            try:
+                return self._add_gradients_(batch.split_into(self.parts_per_step))
+            except torch.OutOfMemoryError:
+                if 2 * self.parts_per_step > len(batch):
+                    raise
+            # Behind the handler: what it holds keeps the tensors of the step that failed.
+            self.parts_per_step *= 2
+            for weight in self.weights:
+                weight.grad = None
+            free_memory(self.device)
+            self.options.progress(
+                f"the memory of the device ran out: steps take their {len(batch)} pairs in "
+                f"{self.parts_per_step} parts (distill.batch)",
+                None,
+            )
+
+    def _add_gradients_(self, parts: Sequence[Batch]) -> dict[str, float]:
+        """Add the mean gradients of the parts of a batch; return the parts of its mean loss."""
+        totals: dict[str, float] = {}
+        for part in parts:
+            losses = self.compute_losses(part)
+            loss = torch.stack(list(losses.values())).sum() / len(parts)
+            self._scaler.scale(loss).backward()
+            for name, value in losses.items():
+                totals[name] = totals.get(name, 0.0) + float(value.detach()) / len(parts)
+        return totals
 
 
 def split_parameters(models: Models) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -251,7 +290,7 @@ def compute_losses(
     *,
     inputs: TrainingInputs,
     loss_weights: Mapping[str, float],
-    uses_bf16: bool = False,
+    product_type: torch.dtype = torch.float32,
 ) -> dict[str, Tensor]:
     """Return the weighted parts of the distillation loss of one batch.
 
@@ -263,7 +302,7 @@ def compute_losses(
         batch: The inputs of b pairs.
         inputs: The pipeline and the teacher.
         loss_weights: Weights by name of the loss; `hidden` and `cross` cost nothing at 0.
-        uses_bf16: Whether the models multiply in bfloat16. Losses are computed in fp32.
+        product_type: What the models multiply in. Losses are computed in float32.
     """
     pipeline = inputs.pipeline
     compares_blocks = bool(loss_weights["hidden"] or loss_weights["cross"])
@@ -271,7 +310,7 @@ def compute_losses(
     with (
         torch.inference_mode(),
         record_block_outputs(inputs.teacher.models, recorded_models) as teacher_blocks,
-        torch.autocast("cpu", enabled=uses_bf16),
+        multiply_in(product_type, pipeline.device),
     ):
         if compares_blocks:
             # Blocks can only be recorded while the models run: cached outputs would not do.
@@ -282,7 +321,7 @@ def compute_losses(
     # Tensors of inference mode can't take part in a backward pass; copies can.
     target = _cast_to_float(_copy_outputs(teacher_outputs))
     with record_block_outputs(student, recorded_models) as student_blocks:
-        with torch.autocast("cpu", enabled=uses_bf16):
+        with multiply_in(product_type, pipeline.device):
             student_outputs = pipeline.forward(student, batch)
         losses = weigh_losses(
             pipeline,
@@ -316,23 +355,3 @@ def _cast_to_float(outputs: Outputs) -> Outputs:
     for node_name, tensors in outputs.items():
         casts[node_name] = {name: tensor.float() for name, tensor in tensors.items()}
     return casts
-
-
-@cache
-def is_bf16_faster() -> bool:
-    """Return whether this processor multiplies in bfloat16 in clearly less time than in fp32.
-
-    Flags do not say: of two processors with avx512_bf16, one was twice as fast with it and the
-    other half as fast. So it is measured, once per process.
-    """
-    fp32_ms = _time_product(torch.float32)
-    bf16_ms = _time_product(torch.bfloat16)
-    return bf16_ms < BF16_MAX_TIME_SHARE * fp32_ms
-
-
-def _time_product(dtype: torch.dtype) -> float:
-    """Return the milliseconds of a product about as large as those of a small transformer."""
-    x = torch.zeros(512, 384, dtype=dtype)
-    weight = torch.zeros(1536, 384, dtype=dtype)
-    multiply = partial(nn.functional.linear, x, weight)
-    return find_lowest_median(multiply, 3, rounds=20, limit=0.3)

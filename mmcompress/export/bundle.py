@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mmcompress.graph.references import parse_reference, sort_nodes
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.models.base import ExportGraph, Model
 from mmcompress.models.counts import count_params
+from mmcompress.models.device import CPU, copy_to_device
 from mmcompress.models.sources import list_hub_sources
 from mmcompress.quantize.base import quantize_model
 from mmcompress.registry import PRECISIONS, resolve_entry
@@ -93,6 +94,9 @@ def write_bundle(
     Raises:
         ModelError: Layers that should stay in fp32 were not found in the exported graphs.
     """
+    # ONNX Runtime's side of a proof runs on the processor, so the models do too.
+    models = {name: copy_to_device(model, CPU) for name, model in contents.models.items()}
+    contents = replace(contents, models=models)
     with replace_folder(folder) as new_folder:
         writer = _BundleWriter(
             spec, contents, folder=new_folder, prove=prove, fp32_folder=fp32_folder
@@ -142,7 +146,7 @@ def quantize_bundle(
                 continue
             graphs: dict[str, ExportGraph] = {}
             if _has_static_ranges(node_precision):
-                graphs = models[node_name].export_graphs()
+                graphs = copy_to_device(models[node_name], CPU).export_graphs()
             for graph_name, file_name in entry["files"].items():
                 file = new_folder / file_name
                 graph = graphs.get(graph_name)

@@ -32,6 +32,7 @@ from mmcompress.export.onnx import make_feed
 from mmcompress.graph.ports import get_kind
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.models.base import ExportGraph, Model
+from mmcompress.models.device import CPU
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.masks import mask_units
 from mmcompress.prune.surgery import copy_without_units
@@ -166,7 +167,7 @@ def make_masks(model: Model, units: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     masks: dict[str, Tensor] = {}
     for block_name, kept in units.items():
-        masks[block_name] = torch.zeros(model.get_block(block_name).units)
+        masks[block_name] = torch.zeros(model.get_block(block_name).units, device=CPU)
         masks[block_name][kept] = 1
     return masks
 
@@ -200,6 +201,7 @@ def prove_surgery(
     """
     outputs_by_node = dense_outputs or pipeline.forward_in_pieces(dense, batch)
     exact_outputs = {name: convert_to_float64(outputs) for name, outputs in outputs_by_node.items()}
+    batch = batch.move(CPU)
     exact_batch = replace(batch, inputs=convert_to_float64(batch.inputs))
     proofs: list[Proof] = []
     for node_name, model in dense.items():

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mmcompress.errors import DataError
 from mmcompress.models.base import Model
+from mmcompress.models.device import CPU, copy_to_device
 from mmcompress.storage import replace_file
 
 WEIGHTS_CURE = "remove the folder of the weights and add --resume: they are trained again"
@@ -27,7 +28,7 @@ def save_weights(models: Mapping[str, Model], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for node_name, model in models.items():
         with replace_file(folder / f"{node_name}.safetensors") as unfinished:
-            save_file(_select_unshared_tensors(model), unfinished)
+            save_file(_select_unshared_tensors(copy_to_device(model, CPU)), unfinished)
 
 
 def _select_unshared_tensors(model: Model) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,18 @@ class Batch:
         keep = {node: values[rows] for node, values in self.keep.items()}
         names = tuple(self.names[i] for i in rows) if self.names else ()
         return Batch(inputs=inputs, keep=keep, names=names)
+
+    def move(self, device: torch.device) -> Batch:
+        """Return the batch with its tensors on a device."""
+        inputs = {node: values.to(device) for node, values in self.inputs.items()}
+        keep = {node: values.to(device) for node, values in self.keep.items()}
+        return replace(self, inputs=inputs, keep=keep)
+
+    def split_into(self, count: int) -> list[Batch]:
+        """Return the batch in so many pieces; itself for one piece."""
+        if count == 1:
+            return [self]
+        return self.split_evenly(-(-len(self) // count))
 
     def split_evenly(self, size: int) -> list[Batch]:
         """Return the batch in pieces of at most `size` pairs."""
@@ -222,7 +234,7 @@ class TrainableJoin(ABC):
         al. 2021)."""
         query_BD, keys_BD = self.select_pair(outputs)
         similarity_BB = SIMILARITY_SCALE * query_BD @ keys_BD.T
-        own_B = torch.arange(len(query_BD))
+        own_B = torch.arange(len(query_BD), device=query_BD.device)
         forwards = functional.cross_entropy(similarity_BB, own_B)
         backwards = functional.cross_entropy(similarity_BB.T, own_B)
         return {f"contrast.{self.name}": (forwards + backwards) / 2}

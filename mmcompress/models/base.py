@@ -245,7 +245,7 @@ class TokenSelector(nn.Module):
         Args:
             units: [kept] indices into the positions that are left now.
         """
-        self.index = self.index[units].clone()
+        self.index = self.index[units.to(self.index.device)].clone()
 
     def select_positions(self, x: Tensor, index: Tensor) -> Tensor:
         """Return a sequence without the positions that are not in `index`.
@@ -254,7 +254,7 @@ class TokenSelector(nn.Module):
             x: [b, leading + count, w], with any number of leading positions; they stay.
             index: [kept] indices into the `count` positions.
         """
-        leading = torch.arange(x.shape[1] - self.count)
+        leading = torch.arange(x.shape[1] - self.count, device=x.device)
         return x[:, torch.cat([leading, len(leading) + index])]
 
     def forward(self, *args: Any, **options: Any) -> Tensor:
@@ -262,7 +262,8 @@ class TokenSelector(nn.Module):
         x: Tensor = self.inner(*args, **options)
         if self.kept_count == self.count:
             return x
-        return x[:, torch.cat([torch.arange(self.extra), self.extra + self.index])]
+        leading = torch.arange(self.extra, device=x.device)
+        return x[:, torch.cat([leading, self.extra + self.index])]
 
 
 def add_tokens_block(

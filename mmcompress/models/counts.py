@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmcompress.graph.blocks import Block
 from mmcompress.models.base import BlockShape, ExampleRequest, Model
+from mmcompress.models.device import get_device
 
 FP32_BYTES = 4
 """Bytes of a parameter."""
@@ -78,8 +79,9 @@ def _count_layer_macs(module: nn.Module, request: ExampleRequest) -> float:
             macs_per_call += output.numel() * layer.weight[0].numel()
 
     inputs, calls = request
+    device = get_device(module)
     handles = [layer.register_forward_hook(add_macs) for layer in module.modules()]
-    module(*inputs)
+    module(*(x.to(device) for x in inputs))
     for handle in handles:
         handle.remove()
     return macs_per_call * calls

@@ -7,7 +7,9 @@ This file only goes along the graph.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,8 +32,16 @@ from mmcompress.kinds.base import (
     TrainableWriter,
 )
 from mmcompress.models.base import Model
+from mmcompress.models.device import find_device, free_memory
 from mmcompress.registry import resolve_entry
 from mmcompress.spec.schema import Spec
+
+Result = TypeVar("Result")
+"""What a piece of work returns."""
+
+
+def _tell_nobody(message: str) -> None:
+    """Drop a message."""
 
 
 class TorchPipeline:
@@ -43,6 +53,10 @@ class TorchPipeline:
     def __init__(self, spec: Spec, models: Models):
         self.spec = spec
         self.batch_size = spec.data.batch
+        self.device = find_device(models)
+        self.tell_memory: Callable[[str], None] = _tell_nobody
+        """Called with a message when memory runs out, the first time."""
+        self._has_told_memory = False
         self.unjoined_encoders = find_unjoined_encoders(spec)
         self.nodes: dict[str, TrainableNode] = {}
         self.joins: list[TrainableJoin] = []
@@ -80,14 +94,14 @@ class TorchPipeline:
         )
 
     def collate(self, pairs: Pairs) -> Batch:
-        """Preprocess and tokenize pairs for every model that reads them."""
+        """Preprocess and tokenize pairs for every model that reads them, onto the device."""
         inputs: dict[str, Tensor] = {}
         keep: dict[str, Tensor] = {}
         for name, node in self.nodes.items():
             inputs[name], mask = node.collate(pairs)
             if mask is not None:
                 keep[name] = mask
-        return Batch(inputs=inputs, keep=keep, names=pairs.names)
+        return Batch(inputs=inputs, keep=keep, names=pairs.names).move(self.device)
 
     def list_sources(self, name: str) -> tuple[str, ...]:
         """Return the models whose outputs `forward` gives to a node. Texts come from the data
@@ -132,12 +146,46 @@ class TorchPipeline:
                 outputs[name] = node.forward(models[name], batch, outputs=outputs)
         return outputs
 
-    @torch.inference_mode()
+    def retry_with_fewer_pairs(self, work: Callable[[], Result]) -> Result:
+        """Do some work. Where the memory of a GPU runs out, do it again with half the batch size.
+
+        Args:
+            work: Runs the models on pieces of at most `batch_size` pairs, and can be called again.
+
+        Returns:
+            What it returns.
+
+        Raises:
+            torch.OutOfMemoryError: A single pair is too much.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise
+            # Behind the handler: what it holds keeps the tensors of the work that failed.
+            self.batch_size //= 2
+            free_memory(self.device)
+            if not self._has_told_memory:
+                self._has_told_memory = True
+                self.tell_memory(
+                    "the memory of the device ran out: fewer pairs run at once (data.batch)"
+                )
+
     def forward_in_pieces(
         self, models: Models, batch: Batch, *, known_outputs: Outputs | None = None
     ) -> Outputs:
         """Run every model on a large batch in pieces of the spec's `data.batch`; arguments as in
         `forward`."""
+        run_pieces = partial(self._forward_in_pieces, models, batch, known_outputs=known_outputs)
+        return self.retry_with_fewer_pairs(run_pieces)
+
+    @torch.inference_mode()
+    def _forward_in_pieces(
+        self, models: Models, batch: Batch, *, known_outputs: Outputs | None
+    ) -> Outputs:
+        """Run every model on a batch in pieces of at most `batch_size` pairs."""
         pieces: list[Outputs] = []
         whole_outputs = known_outputs or {}
         for start in range(0, len(batch), self.batch_size):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmcompress.graph.blocks import Block, Writer
 from mmcompress.models.base import Model, TokenSelector
+from mmcompress.models.device import CPU
 
 
 @contextmanager
@@ -129,8 +130,8 @@ def sample_units(block: Block, count: int, *, generator: torch.Generator) -> Ten
         Their indices [count], ascending.
     """
     if block.prefix_only:
-        return torch.arange(count)
-    order = torch.randperm(block.units, generator=generator)
+        return torch.arange(count, device=CPU)
+    order = torch.randperm(block.units, generator=generator, device=CPU)
     return torch.sort(order[:count]).values
 
 
@@ -161,7 +162,7 @@ def list_writer_rows(block: Block, writer: Writer, *, units: Tensor) -> Tensor:
 def _list_spans(units: Tensor, width: int) -> Tensor:
     """Return the indices that units of a width cover."""
     first_indices = units[:, None] * width
-    spans = first_indices + torch.arange(width)
+    spans = first_indices + torch.arange(width, device=units.device)
     return spans.flatten()
 
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from mmcompress.graph.blocks import Block
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.models.base import Model
+from mmcompress.models.device import make_double
 from mmcompress.models.replacements import ConstantOutput
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.masks import list_feature_indices, transform_inputs
@@ -46,10 +48,14 @@ class Gram:
     """Rows that were added."""
 
     @classmethod
-    def make_empty(cls, size: int) -> Gram:
+    def make_empty(cls, size: int, *, device: torch.device) -> Gram:
         """Return sums over no rows of `size` features."""
-        product_sums = torch.zeros(size, size)
-        return cls(product_sums=product_sums, sums=torch.zeros(size))
+        product_sums = torch.zeros(size, size, device=device)
+        return cls(product_sums=product_sums, sums=torch.zeros(size, device=device))
+
+    def move(self, device: torch.device) -> Gram:
+        """Return the sums on a device."""
+        return replace(self, product_sums=self.product_sums.to(device), sums=self.sums.to(device))
 
     def add_(self, rows_RF: Tensor) -> None:
         """Add some rows."""
@@ -75,7 +81,6 @@ Grams = dict[str, Gram]
 """Moments by block of one node."""
 
 
-@torch.inference_mode()
 def measure_grams(pipeline: TorchPipeline, models: Models, *, batch: Batch) -> dict[str, Grams]:
     """Measure the moments of what every block's reader reads.
 
@@ -87,11 +92,19 @@ def measure_grams(pipeline: TorchPipeline, models: Models, *, batch: Batch) -> d
     Returns:
         Moments by node and block.
     """
+    return pipeline.retry_with_fewer_pairs(partial(_measure_grams, pipeline, models, batch=batch))
+
+
+@torch.inference_mode()
+def _measure_grams(pipeline: TorchPipeline, models: Models, *, batch: Batch) -> dict[str, Grams]:
+    """Measure the moments in pieces of the pipeline's batch size."""
     grams: dict[str, Grams] = {}
     for node_name, model in models.items():
         grams[node_name] = {}
         for block in model.weighted_blocks:
-            grams[node_name][block.name] = Gram.make_empty(block.units * block.width)
+            grams[node_name][block.name] = Gram.make_empty(
+                block.units * block.width, device=pipeline.device
+            )
     for piece in batch.split_evenly(pipeline.batch_size):
         with ExitStack() as stack:
             for node_name, model in models.items():
@@ -148,13 +161,14 @@ def solve_ridge(cross_OK: Tensor, covariance_KK: Tensor, *, ridge: float) -> Ten
     """
     mean_variance = covariance_KK.diag().mean()
     added_variance = ridge * mean_variance.clamp(min=MIN_MEAN_VARIANCE)
-    identity_KK = torch.eye(len(covariance_KK), dtype=torch.double)
     # Double precision: the inputs of a layer may be nearly dependent.
-    regular_KK = covariance_KK.double() + added_variance.double() * identity_KK
+    exact_KK = make_double(covariance_KK)
+    identity_KK = torch.eye(len(exact_KK), dtype=torch.double, device=exact_KK.device)
+    regular_KK = exact_KK + make_double(added_variance) * identity_KK
     # W A = C is solved as A W^T = C^T, for A is symmetric.
-    cross_KO = cross_OK.double().T
+    cross_KO = make_double(cross_OK).T
     weight_KO: Tensor = torch.linalg.solve(regular_KK, cross_KO)
-    return weight_KO.T.float()
+    return weight_KO.T.float().to(cross_OK.device)
 
 
 @torch.no_grad()
@@ -178,14 +192,15 @@ def refit_from_gram_(
             continue
         if not is_refittable(dense, block):
             continue
-        gram = grams[block.name]
-        mean_F = gram.compute_mean()
         dense_reader = dense.get_linear(block.reader)
         weight_OF = dense_reader.weight
+        # Moments that were read from a file are on the processor.
+        gram = grams[block.name].move(weight_OF.device)
+        mean_F = gram.compute_mean()
         bias_O = dense_reader.bias
         if bias_O is None:
-            bias_O = torch.zeros(dense_reader.out_features)
-        kept = list_feature_indices(block, kept_units)
+            bias_O = weight_OF.new_zeros(dense_reader.out_features)
+        kept = list_feature_indices(block, kept_units.to(weight_OF.device))
         if len(kept) == 0:
             # What is left of a dropped block is the mean of its output.
             constant = _get_constant(model, block)

@@ -10,6 +10,7 @@ from torch import Tensor
 from mmcompress.graph.blocks import Block, count_units_after
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.models.base import Model
+from mmcompress.models.device import CPU
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.prune.units import choose_units
 
@@ -65,7 +66,9 @@ def list_all_units(blocks: Mapping[str, Sequence[Block]]) -> Survivors:
     """Return the units of blocks before any cut."""
     survivors: Survivors = {}
     for node_name, node_blocks in blocks.items():
-        survivors[node_name] = {block.name: torch.arange(block.units) for block in node_blocks}
+        survivors[node_name] = {
+            block.name: torch.arange(block.units, device=CPU) for block in node_blocks
+        }
     return survivors
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.models.base import Model, TokenSelector
+from mmcompress.models.device import CPU
 from mmcompress.models.layouts import refresh_sizes_
 from mmcompress.models.replacements import REPLACEMENTS, ConstantOutput
 from mmcompress.prune.masks import list_feature_indices, list_writer_rows
@@ -119,7 +120,7 @@ def _drop_block_(model: Model, block: Block) -> None:
     reader = model.get_linear(block.reader)
     bias = reader.bias
     if bias is None:
-        bias = torch.zeros(reader.out_features)
+        bias = reader.weight.new_zeros(reader.out_features)
     for path, mode in block.drop:
         make_replacement = REPLACEMENTS[mode]
         model.set_submodule(path, make_replacement(bias))
@@ -200,10 +201,10 @@ def copy_constants_(model: Model, trained: Model) -> None:
 
 def _number_weights(model: Model) -> Model:
     """Return a copy whose weights hold their own index: after a cut, it tells what is where."""
-    numbered = copy.deepcopy(model)
+    numbered = copy.deepcopy(model).to(CPU)
     for parameter in numbered.parameters():
         # Double precision holds every index exactly.
-        indices = torch.arange(parameter.numel(), dtype=torch.float64)
+        indices = torch.arange(parameter.numel(), dtype=torch.float64, device=CPU)
         parameter.data = indices.view(parameter.shape)
     return numbered
 
@@ -218,7 +219,7 @@ def resize_model_(model: Model, kept: KeptUnits) -> Model:
     Returns:
         The same model.
     """
-    units = {block_name: torch.arange(count) for block_name, count in kept.items()}
+    units = {name: torch.arange(count, device=CPU) for name, count in kept.items()}
     return remove_units_(model, units)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import KeptUnits
+from mmcompress.models.device import CPU
 
 
 def choose_units(
@@ -31,7 +32,7 @@ def choose_units(
         if count >= block.units:
             continue
         if block.prefix_only:
-            units[block.name] = torch.arange(count)
+            units[block.name] = torch.arange(count, device=CPU)
         else:
             best_units = scores[block.name].topk(count).indices
             units[block.name] = torch.sort(best_units).values

@@ -12,6 +12,7 @@ import torch
 
 from mmcompress.data.base import Pairs
 from mmcompress.distill.pair_plan import count_distinct_draws
+from mmcompress.distill.product_type import multiply_in
 from mmcompress.distill.step_plan import choose_step_count
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions
@@ -193,7 +194,7 @@ def _time_step(run: RunContext, *, pairs: int) -> tuple[float, float, float]:
     options = TrainingOptions(settings=run.spec.distill, clock=run.clock)
     training = Training(student, inputs, options=options)
     optimizer = training.make_optimizer()
-    with torch.autocast("cpu", enabled=training.uses_bf16):
+    with multiply_in(training.product_type, training.device):
         teacher_seconds = _time(run, lambda: teacher(batch))
     # The first step allocates the gradients and the moments.
     training.advance_(optimizer, batch[slice(0, 2)], rate=0.0)

@@ -29,6 +29,7 @@ from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import require_proofs
 from mmcompress.kinds.base import Batch
 from mmcompress.models.counts import FP32_BYTES, count_params
+from mmcompress.models.device import CPU
 from mmcompress.registry import EXECUTORS
 from mmcompress.report.fill_templates import check_templates
 from mmcompress.results.records import Proof
@@ -108,7 +109,10 @@ def estimate_needs(run: RunContext) -> Needs:
     first_pair = run.pipeline.collate(run.data.load("val", 1))
     models_mb = EXPORTED_COPIES * params_mb
     if run.spec.distill.steps:
-        activations_mb = run.spec.distill.batch * measure_activations_mb(run, first_pair)
+        activations_mb = 0.0
+        # Those on a GPU take memory of its own.
+        if run.pipeline.device == CPU:
+            activations_mb = run.spec.distill.batch * measure_activations_mb(run, first_pair)
         models_mb = max(models_mb, TRAINED_COPIES * params_mb + activations_mb)
     pair_mb = sum(tensor.nbytes for tensor in first_pair.inputs.values()) / BYTES_PER_MB
     data = run.spec.data

@@ -30,6 +30,7 @@ from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_block_params, count_params_and_macs
+from mmcompress.models.device import CPU, copy_to_device
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.results.records import Proof
 from mmcompress.run.answers import try_metrics
@@ -228,10 +229,10 @@ def prove_generators(
             folder = fp32_folder / node_name
         proofs += prove_generation(
             node_name,
-            models[node_name],
+            copy_to_device(models[node_name], CPU),
             files={file.stem: file for file in folder.glob("*.onnx")},
             folder=bundle / node_name,
-            contexts=outputs[tokens.node][tokens.port],
+            contexts=outputs[tokens.node][tokens.port].to(CPU),
         )
     return proofs
 

@@ -117,7 +117,7 @@ PROFILE = ReuseRule(
         "data.labels",
         "data.batch",
         "metrics",
-        "distill.precision",
+        "compute.*",
         "measure.warmup",
         "measure.requests",
     )
@@ -125,11 +125,11 @@ PROFILE = ReuseRule(
 """The dense bundle with its proofs. Its latency is measured anew in any case."""
 
 PREDICTOR = ReuseRule(
-    ignored=(*SENSITIVITY_SETTINGS, "data.labels", "data.batch", "metrics", "distill.precision")
+    ignored=(*SENSITIVITY_SETTINGS, "data.labels", "data.batch", "metrics", "compute.*")
 )
 """The latency predictor, the bundles it was fitted to, and the footprint of structures."""
 
-SENSITIVITY = ReuseRule(ignored=(*MEASURING, "metrics", "distill.precision"))
+SENSITIVITY = ReuseRule(ignored=(*MEASURING, "metrics", "compute.*"))
 """Importance of units, and loss increases of cuts and precisions."""
 
 TEACHER_TEXTS = ReuseRule(
@@ -140,13 +140,20 @@ TEACHER_TEXTS = ReuseRule(
         "data.labels",
         "data.batch",
         "metrics",
-        "distill.precision",
+        "compute.*",
     )
 )
 """Texts of the dense pipeline that label its data."""
 
 TEACHER_OUTPUTS = ReuseRule(
-    ignored=(*SENSITIVITY_SETTINGS, *SEARCHED, *MEASURING, "data.batch", "metrics")
+    ignored=(
+        *SENSITIVITY_SETTINGS,
+        *SEARCHED,
+        *MEASURING,
+        "data.batch",
+        "metrics",
+        "compute.device",
+    )
 )
 """Outputs of the dense pipeline on training pairs. Those of another seed or batch have another
 name."""
@@ -157,7 +164,7 @@ DENSE_ANSWERS = ReuseRule(
         *SEARCHED,
         "data.labels",
         "data.batch",
-        "distill.precision",
+        "compute.*",
         "measure.warmup",
         "measure.requests",
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from mmcompress.graph.structure import Candidate, Fp32Blocks, KeptUnits, find_fp32_blocks
 from mmcompress.kinds.base import Batch, Outputs
 from mmcompress.models.base import Model
+from mmcompress.models.device import CPU, choose_device, copy_to_device, forbid_tf32
 from mmcompress.models.sources import load_models
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.refit import Gram, Grams, refit_from_gram_
@@ -173,8 +174,7 @@ def make_worker_context(
     gram_arrays = {}
     for node_name, node_grams in grams.items():
         gram_arrays[node_name] = {
-            block: GramArrays(xx=gram.product_sums.numpy(), x=gram.sums.numpy(), n=gram.row_count)
-            for block, gram in node_grams.items()
+            block: _make_gram_arrays(gram.move(CPU)) for block, gram in node_grams.items()
         }
     return WorkerContext(
         key=key,
@@ -249,7 +249,8 @@ def evaluate_on_more_pairs(context: WorkerContext, candidate: PlainCandidate) ->
     structure = build_record(Candidate, candidate)
     if not state.more_batches:
         assert context.more_pairs is not None, "the context has no further pairs"
-        state.more_batches = _make_batch(context.more_pairs).split_evenly(len(state.batch))
+        more_pairs = _make_batch(context.more_pairs).move(state.pipeline.device)
+        state.more_batches = more_pairs.split_evenly(len(state.batch))
         state.more_references = [
             state.pipeline.compute_reference_outputs(state.models, batch)
             for batch in state.more_batches
@@ -297,7 +298,12 @@ def _load_state(context: WorkerContext) -> _WorkerState:
     # The models of another run would take as much memory again.
     _loaded_states.clear()
     spec = build_record(Spec, context.spec)
-    models = load_models(spec)
+    device = choose_device(spec.compute.device)
+    if spec.compute.precision == "fp32":
+        forbid_tf32()
+    models = {}
+    for node_name, model in load_models(spec).items():
+        models[node_name] = copy_to_device(model, device)
     pipeline = TorchPipeline(spec, models)
     scores: dict[str, dict[str, Tensor]] = {}
     for node_name, node_scores in context.scores.items():
@@ -307,10 +313,10 @@ def _load_state(context: WorkerContext) -> _WorkerState:
         grams[node_name] = {
             block: Gram(
                 product_sums=_make_tensor(gram.xx), sums=_make_tensor(gram.x), row_count=gram.n
-            )
+            ).move(device)
             for block, gram in node_grams.items()
         }
-    batch = _make_batch(context.batch)
+    batch = _make_batch(context.batch).move(device)
     state = _WorkerState(
         spec=spec,
         models=models,
@@ -360,8 +366,14 @@ def _run_candidate(
         return state.pipeline.forward_in_pieces(models, batch, known_outputs=known_outputs)
 
 
+def _make_gram_arrays(gram: Gram) -> GramArrays:
+    """Turn moments on the processor into arrays."""
+    return GramArrays(xx=gram.product_sums.numpy(), x=gram.sums.numpy(), n=gram.row_count)
+
+
 def _make_batch_arrays(batch: Batch) -> BatchArrays:
     """Turn the tensors of a batch into arrays."""
+    batch = batch.move(CPU)
     inputs = {node_name: tensor.numpy() for node_name, tensor in batch.inputs.items()}
     keep = {node_name: tensor.numpy() for node_name, tensor in batch.keep.items()}
     return BatchArrays(inputs=inputs, keep=keep)

@@ -20,6 +20,7 @@ OLD_KEYS = {
     "distill.gentle": "distill.find_learning_rate",
     "distill.checks": "distill.validations",
     "distill.pairs": "distill.distinct_pairs",
+    "distill.precision": "compute.precision",
     "distill.embedding": "distill.losses.embedding",
     "distill.tokens": "distill.losses.tokens",
     "distill.affinity": "distill.losses.affinity",

@@ -243,9 +243,6 @@ class Distill:
     by a tenth, and the minutes last."""
     batch: Annotated[int, Field(ge=2, le=65_536)] = 24
     """Pairs per step."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of products while training; weights and losses are fp32. `auto` takes bf16 where a
-    product is measured to be clearly faster in it."""
     learning_rate: Share = 7e-4
     """Highest learning rate of the schedule, behind the warm-up."""
     find_learning_rate: bool = True
@@ -283,6 +280,21 @@ class Distill:
     store_gb: Annotated[float, Field(ge=0, le=100_000)] = 2.0
     """Gigabytes of the dense pipeline's outputs that a run folder keeps at most, in half precision.
     Further targets and trainings that draw the same pairs take them from there. 0: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where torch computes: importance, sensitivity, refit, trials and training.
+
+    Exports, proofs and measurements run on the processor, whatever it is.
+    """
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """The device. `auto` takes a GPU where torch finds one: Nvidia's or AMD's (`cuda`), or Apple's
+    (`mps`). Where its memory runs out, batches are halved."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Precision of products while training; weights and losses are fp32. `auto` takes bf16 where
+    the device has it and is quicker with it. With `fp32`, a GPU does not round to TF32 either."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -415,6 +427,8 @@ class Spec:
     """What stays in fp32."""
     distill: Distill = field(default_factory=Distill)
     """How the pruned pipeline learns."""
+    compute: Compute = field(default_factory=Compute)
+    """Where torch computes."""
     search: Search = field(default_factory=Search)
     """How structures are searched for."""
     measure: Measure = field(default_factory=Measure)

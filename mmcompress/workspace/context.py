@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Unpack
@@ -31,6 +31,7 @@ from mmcompress.measure.cost_model.predictor import LinearFit
 from mmcompress.measure.devices.readings import Readings
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params, count_params_per_unit
+from mmcompress.models.device import CPU, choose_device, copy_to_device, forbid_tf32
 from mmcompress.models.sources import load_models, load_rewind_models, pin_sources
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.registry import PRECISIONS
@@ -69,7 +70,7 @@ class RunContext:
     on_progress: ProgressListener
     """Receives messages for a person."""
     models: dict[str, Model]
-    """The dense models by node. They are never changed."""
+    """The dense models by node, on the device that torch computes on. They are never changed."""
     pipeline: TorchPipeline
     """The graph of the spec in torch; it takes the models of either side."""
     data: Dataset
@@ -327,11 +328,19 @@ def open_run(
         on_progress("load", shortage, None)
     lookup_texts = read_all_lookup_texts(spec, data)
 
+    device = choose_device(spec.compute.device)
     models = load_models(spec)
     # A checkpoint that can't be rewound to is reported now, not after hours of work.
     load_rewind_models(spec, models)
     check_prune_options(spec, models)
 
+    if spec.compute.precision == "fp32":
+        forbid_tf32()
+    if device != CPU:
+        on_progress("load", f"torch computes on {device.type}", None)
+    models = {name: copy_to_device(model, device) for name, model in models.items()}
+    pipeline = TorchPipeline(spec, models)
+    pipeline.tell_memory = partial(_tell_memory, on_progress)
     blocks = {node_name: model.blocks for node_name, model in models.items()}
     seal = SplitSeal()
     run = RunContext(
@@ -341,7 +350,7 @@ def open_run(
         shared=folder,
         on_progress=on_progress,
         models=models,
-        pipeline=TorchPipeline(spec, models),
+        pipeline=pipeline,
         data=SealedData(data, seal),
         seal=seal,
         cross_modal=find_cross_modal_blocks(spec, blocks),
@@ -359,6 +368,11 @@ def open_run(
         _keep_readings(run, readings)
     run.timings |= folder.read_timings(run.tell_damage)
     return run
+
+
+def _tell_memory(on_progress: ProgressListener, message: str) -> None:
+    """Tell a person that memory ran out."""
+    on_progress("memory", message, None)
 
 
 def find_reused_folder(from_run: str | Path | None, folder: RunFolder) -> RunFolder | None:
@@ -479,7 +493,9 @@ def _select_decisive_options(spec: Spec) -> object:
     )
     measure = replace(spec.measure, readings=spec.measure.readings and "given")
     limits = replace(spec.limits, retained=None)
-    return to_plain(replace(spec, search=search, measure=measure, limits=limits))
+    # A run may go on where there is another device.
+    compute = replace(spec.compute, device="auto")
+    return to_plain(replace(spec, search=search, measure=measure, limits=limits, compute=compute))
 
 
 def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:

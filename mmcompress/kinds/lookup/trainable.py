@@ -39,4 +39,5 @@ class TrainableLookup(TrainableJoin):
     def compute_quality(self, outputs: Outputs) -> dict[str, float]:
         """Return the share of queries whose nearest text is the right one."""
         nearest_key, _ = self.rank_pairs(outputs)
-        return {"lookup_r1": compute_share(nearest_key == torch.arange(len(nearest_key)))}
+        own = torch.arange(len(nearest_key), device=nearest_key.device)
+        return {"lookup_r1": compute_share(nearest_key == own)}

@@ -23,7 +23,7 @@ class TrainableNearest(TrainableJoin):
     def compute_quality(self, outputs: Outputs) -> dict[str, float]:
         """Return R@1 both ways among the pairs of a batch."""
         nearest_key, nearest_query = self.rank_pairs(outputs)
-        own = torch.arange(len(nearest_key))
+        own = torch.arange(len(nearest_key), device=nearest_key.device)
         return {
             "image_to_text_r1": compute_share(nearest_key == own),
             "text_to_image_r1": compute_share(nearest_query == own),

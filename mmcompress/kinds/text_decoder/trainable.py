@@ -98,7 +98,8 @@ class TrainableTextDecoder(TrainableWriter):
         """Return the positions whose next token counts [b, t - 1]: all but those within the
         start."""
         has_next = batch.keep[self.name]
-        return has_next & (torch.arange(has_next.shape[1]) >= len(self.generation.start) - 1)
+        positions = torch.arange(has_next.shape[1], device=has_next.device)
+        return has_next & (positions >= len(self.generation.start) - 1)
 
     @property
     def needs_reference(self) -> bool:

@@ -44,6 +44,7 @@ from mmcompress.measure.cost_model.predictor import (
 )
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params
+from mmcompress.models.device import CPU, copy_to_device
 from mmcompress.prune.surgery import copy_resized
 from mmcompress.quantize.base import Precision, quantize_model
 from mmcompress.registry import PRECISIONS
@@ -273,7 +274,7 @@ def write_exports(
             kept_units = cut_each_block(
                 model.blocks, 1 - structure.share, cut_positions=structure.cut
             )
-            resized_model = copy_resized(model, kept_units)
+            resized_model = copy_resized(copy_to_device(model, CPU), kept_units)
             structure_folder = folder / STRUCTURES_FOLDER / f"{node}-{i}"
             structure_folder.mkdir(parents=True)
             is_whole = i == 0

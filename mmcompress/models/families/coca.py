@@ -125,11 +125,12 @@ class CaptionDecoder(PreTrainedModel, GenerationMixin):
             use_cache: whether to use `past_key_values`.
         """
         length = input_ids.shape[1]
-        positions_T = torch.arange(length) if position_ids is None else position_ids[0]
+        order_T = torch.arange(length, device=input_ids.device)
+        positions_T = order_T if position_ids is None else position_ids[0]
         x_BTW = self.token_embedding(input_ids) + self.positions[positions_T]
         cache = past_key_values if use_cache else None
         if cache is None:
-            is_hidden_TT = torch.arange(length)[None] > torch.arange(length)[:, None]
+            is_hidden_TT = order_T[None] > order_T[:, None]
             attention_mask = is_hidden_TT[None, None] * HIDDEN_SCORE
         for i, layer in enumerate(self.layers):
             part = layer["block"] if "block" in layer else layer["cross_attn"]

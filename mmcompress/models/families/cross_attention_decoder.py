@@ -496,7 +496,7 @@ class Step(nn.Module):
             options["position_ids"] = position[None].expand(ids.shape[0], -1)
         # The cache holds what the layers would project; libraries only ask whether a context is
         # there.
-        empty_context = torch.zeros(ids.shape[0], 1, model.width)
+        empty_context = torch.zeros(ids.shape[0], 1, model.width, device=ids.device)
         logits_BTV = model.family.run_decoder(model.lm, ids, context_BNW=empty_context, **options)
         scores_BV = compute_scores(logits_BTV[:, -1], model.generation)
         new_tensors = list_cached_tensors(library_cache.self_attention_cache, self.attention_layers)

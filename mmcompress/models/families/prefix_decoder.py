@@ -339,7 +339,9 @@ class PrefixDecoder(Model):
         words_1TW = self.family.embed_words(
             self.lm,
             self.ids_before_image[None],
-            positions_T=torch.arange(self.prompt_length_before_image),
+            positions_T=torch.arange(
+                self.prompt_length_before_image, device=self.ids_before_image.device
+            ),
         )
         words_BTW = words_1TW.expand(image_BNW.shape[0], -1, -1)
         return torch.cat([words_BTW, image_BNW], 1)
@@ -349,25 +351,31 @@ class PrefixDecoder(Model):
         prefix_length = prefix_BPW.shape[1]
         text_length = ids.shape[1]
         total = prefix_length + text_length
-        words_BTW = self.family.embed_words(self.lm, ids, positions_T=torch.arange(text_length))
+        positions_T = torch.arange(text_length, device=ids.device)
+        words_BTW = self.family.embed_words(self.lm, ids, positions_T=positions_T)
         x_BSW = self.family.run_layers(
             self.lm,
             torch.cat([prefix_BPW, words_BTW], 1),
-            positions_S=torch.arange(total),
-            mask=self.make_mask(ids.shape[0], total, prefix_length=prefix_length),
+            positions_S=torch.arange(total, device=ids.device),
+            mask=self.make_mask(
+                ids.shape[0], total, prefix_length=prefix_length, device=ids.device
+            ),
             cache=None,
         )
         return self.family.compute_logits(self.lm, x_BSW[:, prefix_length:])
 
-    def make_mask(self, batch: int, total: int, *, prefix_length: int) -> Tensor:
+    def make_mask(
+        self, batch: int, total: int, *, prefix_length: int, device: torch.device
+    ) -> Tensor:
         """Make the mask [B, 1, S, S] that is added to scores: a token sees what comes before it.
 
         Args:
             batch: B.
             total: S, tokens of prefix and text together.
             prefix_length: P; if the family's prefix is bidirectional, all tokens see all of it.
+            device: Where the mask is needed.
         """
-        positions_S = torch.arange(total)
+        positions_S = torch.arange(total, device=device)
         is_hidden_SS = positions_S[None] > positions_S[:, None]
         if self.family.bidirectional_prefix:
             is_hidden_SS = is_hidden_SS & (positions_S[None] >= prefix_length)
@@ -517,8 +525,10 @@ class Prefill(nn.Module):
         model.family.run_layers(
             model.lm,
             prefix_BPW,
-            positions_S=torch.arange(length),
-            mask=model.make_mask(prefix_BPW.shape[0], length, prefix_length=length),
+            positions_S=torch.arange(length, device=context.device),
+            mask=model.make_mask(
+                prefix_BPW.shape[0], length, prefix_length=length, device=context.device
+            ),
             cache=cache,
         )
         layers = [get_layer_index(block) for block in model.list_attentions()]
@@ -552,7 +562,7 @@ class Step(nn.Module):
 
         # Libraries count past tokens on the first layer, whose attention may be gone.
         cache.get_seq_length = count_past_tokens  # type: ignore[method-assign, assignment]
-        positions_S = torch.arange(ids.shape[1]) + past_length
+        positions_S = torch.arange(ids.shape[1], device=ids.device) + past_length
         words_BSW = family.embed_words(model.lm, ids, positions_T=position)
         x_BSW = family.run_layers(
             model.lm, words_BSW, positions_S=positions_S, mask=mask, cache=cache

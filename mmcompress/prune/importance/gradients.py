@@ -74,7 +74,8 @@ def score_by_movement(inputs: ImportanceInputs) -> Scores:
     scores: Scores = {}
     for node_name, model in models.items():
         scores[node_name] = {
-            block.name: torch.zeros(block.units) for block in model.weighted_blocks
+            block.name: torch.zeros(block.units, device=inputs.pipeline.device)
+            for block in model.weighted_blocks
         }
     pieces = _split_for_backward(inputs)
     for step in range(max(MOVEMENT_STEPS, len(pieces))):
@@ -82,7 +83,7 @@ def score_by_movement(inputs: ImportanceInputs) -> Scores:
         for node_name, model in models.items():
             masks[node_name] = {}
             for block in model.weighted_blocks:
-                mask_U = torch.ones(block.units, requires_grad=True)
+                mask_U = torch.ones(block.units, requires_grad=True, device=inputs.pipeline.device)
                 masks[node_name][block.name] = mask_U
         piece = pieces[step % len(pieces)]
         loss = _compute_masked_loss(inputs.pipeline, models, piece=piece, masks=masks)
@@ -114,7 +115,9 @@ def compute_mask_gradients(inputs: ImportanceInputs) -> Scores:
         for node_name, model in inputs.models.items():
             masks[node_name] = {}
             for block in model.blocks:
-                mask_BU = torch.ones(len(piece), block.units, requires_grad=True)
+                mask_BU = torch.ones(
+                    len(piece), block.units, requires_grad=True, device=inputs.pipeline.device
+                )
                 masks[node_name][block.name] = mask_BU
                 node_names.append(node_name)
                 block_names.append(block.name)
@@ -150,4 +153,4 @@ def _compute_masked_loss(
             stack.enter_context(mask_units(model, masks[node_name]))
         outputs = pipeline.forward(models, piece)
         losses = pipeline.compute_losses(outputs, piece)
-    return sum(losses.values(), torch.zeros(()))
+    return sum(losses.values(), torch.zeros((), device=pipeline.device))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 from mmcompress.graph.blocks import Block
 from mmcompress.kinds.base import Batch, Models
 from mmcompress.models.base import Model
+from mmcompress.models.device import CPU
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.refit import Grams
 
@@ -47,8 +49,11 @@ Criterion = Callable[[ImportanceInputs], Scores]
 
 
 def score_units(criterion: Criterion, inputs: ImportanceInputs) -> Scores:
-    """Score all units by a criterion; positions that it says nothing about are spread evenly."""
-    criterion_scores = criterion(inputs)
+    """Score all units by a criterion; positions that it says nothing about are spread evenly.
+
+    The scores are on the processor, whatever device the models are on: they choose indices.
+    """
+    criterion_scores = inputs.pipeline.retry_with_fewer_pairs(partial(criterion, inputs))
     scores: Scores = {}
     for node_name, model in inputs.models.items():
         scores[node_name] = {}
@@ -56,7 +61,7 @@ def score_units(criterion: Criterion, inputs: ImportanceInputs) -> Scores:
             block_scores = criterion_scores[node_name].get(block.name)
             if block_scores is None:
                 block_scores = score_positions_evenly(block)
-            scores[node_name][block.name] = block_scores
+            scores[node_name][block.name] = block_scores.to(CPU)
     return scores
 
 
@@ -71,7 +76,7 @@ def score_positions_evenly(block: Block) -> Tensor:
         bits = f"{i:0{bit_count}b}"
         reversed_indices.append(int(bits[::-1], 2))
     # The first ones of the sequence stay longest, so scores fall along it.
-    return -torch.tensor(reversed_indices, dtype=torch.float)
+    return -torch.tensor(reversed_indices, dtype=torch.float, device=CPU)
 
 
 class ScoreBlock(Protocol):

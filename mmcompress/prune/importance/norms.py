@@ -60,7 +60,7 @@ def _sum_written_weights(
     """Add up a size of every weight of a writer that writes a unit [units]."""
     written_sizes = size_of(get_weight(model, writer.path))
     written_R = written_sizes.flatten(1).sum(1)
-    all_units = torch.arange(block.units)
+    all_units = torch.arange(block.units, device=written_R.device)
     rows = list_writer_rows(block, writer, units=all_units)
     rows_PUW = rows.view(writer.parts, block.units, writer.width)
     written_PUW = written_R[rows_PUW]

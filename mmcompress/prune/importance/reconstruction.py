@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.graph.blocks import Block
+from mmcompress.models.device import make_double
 from mmcompress.prune.importance.activations import score_by_fluctuation
 from mmcompress.prune.importance.inputs import ImportanceInputs, Scores
 from mmcompress.prune.refit import MIN_MEAN_VARIANCE, Gram, is_refittable
@@ -63,10 +64,11 @@ def score_by_elimination(reader: nn.Linear, block: Block, *, gram: Gram) -> Tens
     """
     width = block.width
     units_per_round = max(1, block.units // MAX_ELIMINATION_ROUNDS)
-    weight_OF = reader.weight.detach().double()
+    weight_OF = make_double(reader.weight.detach())
     inverse_FF = _invert_moments(reader, gram)
-    units_U = torch.arange(block.units)
-    scores = torch.zeros(block.units, dtype=torch.double)
+    device = weight_OF.device
+    units_U = torch.arange(block.units, device=device)
+    scores = torch.zeros(block.units, dtype=torch.double, device=device)
     error = 0.0
     # Structured optimal brain surgeon (ZipLM, Kurtic et al. 2023). H are the moments of the inputs,
     # u the features of one unit, G those of the units that go, K those of the units that stay:
@@ -81,7 +83,7 @@ def score_by_elimination(reader: nn.Linear, block: Block, *, gram: Gram) -> Tens
         error += float(leaving_costs.sum())
 
         # The rest takes over what it can of those that go, as a refit would.
-        is_kept_U = torch.ones(len(units_U), dtype=torch.bool)
+        is_kept_U = torch.ones(len(units_U), dtype=torch.bool, device=device)
         is_kept_U[leaving] = False
         is_kept_F = is_kept_U.repeat_interleave(width)
         goes_F = ~is_kept_F
@@ -96,7 +98,7 @@ def score_by_elimination(reader: nn.Linear, block: Block, *, gram: Gram) -> Tens
         weight_OF = weight_OK - weight_OG @ substitutes_GK
         inverse_FF = inverse_KK - inverse_KG @ substitutes_GK
         units_U = units_U[is_kept_U]
-    return scores.float()
+    return scores.float().to(reader.weight.device)
 
 
 def _invert_moments(reader: nn.Linear, gram: Gram) -> Tensor:
@@ -105,12 +107,12 @@ def _invert_moments(reader: nn.Linear, gram: Gram) -> Tensor:
     A layer without a bias can't make up for means: its moments are about the origin.
     """
     if reader.bias is None:
-        moments_FF = gram.compute_second_moment().double()
+        moments_FF = make_double(gram.compute_second_moment())
     else:
-        moments_FF = gram.compute_covariance().double()
+        moments_FF = make_double(gram.compute_covariance())
     mean_variance = moments_FF.diag().mean()
     ridge = ELIMINATION_RIDGE * mean_variance.clamp(min=MIN_MEAN_VARIANCE)
-    identity_FF = torch.eye(len(moments_FF), dtype=torch.double)
+    identity_FF = torch.eye(len(moments_FF), dtype=torch.double, device=moments_FF.device)
     inverse_FF: Tensor = torch.linalg.inv(moments_FF + ridge * identity_FF)
     return inverse_FF
 

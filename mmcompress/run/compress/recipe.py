@@ -14,6 +14,7 @@ from mmcompress.graph.references import count_decode_steps, count_texts_per_requ
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
 from mmcompress.models.counts import FP32_BYTES, count_params, count_params_and_macs
+from mmcompress.models.device import CPU
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.masks import sample_units
 from mmcompress.prune.schedule import Survivors
@@ -313,7 +314,7 @@ def _measure_sizes(
 
 def _draw_random_units(run: RunContext) -> Survivors:
     """Return a random structure with dropped sub-layers: surgery must be right for any one."""
-    generator = torch.Generator().manual_seed(run.spec.seed + 17)
+    generator = torch.Generator(CPU).manual_seed(run.spec.seed + 17)
     units: Survivors = {}
     for node_name, blocks in run.blocks.items():
         units[node_name] = {}
@@ -325,7 +326,7 @@ def _draw_random_units(run: RunContext) -> Survivors:
 
 def _draw_unit_count(block: Block, generator: torch.Generator) -> int:
     """Return how many units a block of a random structure keeps."""
-    share = float(torch.rand(1, generator=generator))
+    share = float(torch.rand(1, generator=generator, device=CPU))
     if share < MINIMAL_CUT_SHARE:
         return block.min_units
     whole_steps = int(share * block.units) // block.granularity

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
+from mmcompress.models.device import CPU
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.refit import refit_in_order_
 from mmcompress.prune.surgery import copy_constants_, restore_units
@@ -279,7 +280,7 @@ def reset_weights_(models: dict[str, Model], seed: int) -> None:
     Matrices get unit gain, scales become 1 and biases 0. What no training changes stays, such as
     the fixed positions of an audio encoder.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(CPU).manual_seed(seed)
     for model in models.values():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -296,7 +297,8 @@ def _draw_initial_values(
     """Return initial values in the shape of a parameter."""
     if parameter.ndim > 1:
         inputs = parameter[0].numel()
-        return torch.randn(parameter.shape, generator=generator) * float(inputs**-0.5)
+        values = torch.randn(parameter.shape, generator=generator, device=CPU)
+        return values.to(parameter.device) * float(inputs**-0.5)
     last_name = name.rpartition(".")[2]
     is_scale = any(part in last_name for part in SCALE_NAMES)
     return torch.full_like(parameter.data, 1.0 if is_scale else 0.0)

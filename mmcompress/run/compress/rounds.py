@@ -85,7 +85,9 @@ def _rewind_models(run: RunContext, survivors: Survivors) -> dict[str, Model]:
     """Return the surviving units as they were at an earlier checkpoint."""
     models = {}
     for node_name, model in load_rewind_models(run.spec, run.models).items():
-        models[node_name] = copy_without_units(model, survivors[node_name]).eval()
+        # A checkpoint that was just loaded is on the processor.
+        earlier = model.to(run.pipeline.device)
+        models[node_name] = copy_without_units(earlier, survivors[node_name]).eval()
     return models
 
 

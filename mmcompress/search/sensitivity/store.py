@@ -14,6 +14,7 @@ from mmcompress.errors import DataError
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate, Fp32Blocks, find_fp32_blocks
 from mmcompress.models.base import Model
+from mmcompress.models.device import CPU
 from mmcompress.prune.importance.inputs import Scores
 from mmcompress.prune.refit import Gram, Grams
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
@@ -97,9 +98,10 @@ def write_sensitivity(sensitivity: Sensitivity, folder: RunFolder) -> None:
             tensors[f"score/{node_name}/{block_name}"] = block_scores.contiguous()
     for node_name, node_grams in sensitivity.grams.items():
         for block_name, gram in node_grams.items():
-            tensors[f"xx/{node_name}/{block_name}"] = gram.product_sums
-            tensors[f"x/{node_name}/{block_name}"] = gram.sums
-            tensors[f"n/{node_name}/{block_name}"] = torch.tensor(gram.row_count)
+            stored_gram = gram.move(CPU)
+            tensors[f"xx/{node_name}/{block_name}"] = stored_gram.product_sums
+            tensors[f"x/{node_name}/{block_name}"] = stored_gram.sums
+            tensors[f"n/{node_name}/{block_name}"] = torch.tensor(gram.row_count, device=CPU)
     with replace_file(folder.sensitivity_tensors) as path:
         save_file(tensors, path)
     figures = _StoredFigures(
