@@ -15,6 +15,7 @@ from mmcompress.measure.cost_model.predictor import DeployedBlock, LinearFit, Pr
 from mmcompress.runtime.progress import ignore_progress
 from mmcompress.search import study
 from mmcompress.search.executors import InlineExecutor
+from mmcompress.search.ordered_study import OrderedTrials, run_ordered_study
 from mmcompress.search.problem import SearchProblem
 from mmcompress.spec.space import Dimension, Space
 
@@ -122,4 +123,35 @@ def go(
         seed=0,
         sampler=sampler,
         progress=progress,
+    )
+
+
+def go_in_order(
+    path,
+    evaluate=evaluate_units,
+    executor=None,
+    trials=14,
+    mutations=8,
+    sampler="tpe",
+    artifact=0,
+):
+    """Search deterministically, in batches of four."""
+    book = study.open_study(path)
+    ordered = OrderedTrials()
+    ordered.begin(book, artifact)
+    half = Candidate(
+        kept_units={n: dict.fromkeys(("0", "1"), 32) for n in BLOCKS},
+        precision=dict.fromkeys(BLOCKS, "int8"),
+    )
+    return run_ordered_study(
+        book,
+        problem(),
+        ordered=ordered,
+        executor=executor or InlineExecutor(None),
+        evaluate=evaluate,
+        starts=[{f"nodes.{n}.prune.ffn": 0.45 for n in BLOCKS}],
+        seeds=[("knapsack", half)],
+        effort=study.SearchEffort(trials=trials, level_switches=mutations, retries=0, batch=4),
+        seed=3,
+        sampler=sampler,
     )

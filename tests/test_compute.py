@@ -196,11 +196,12 @@ def test_a_whole_run_there_gives_what_it_gives_on_the_processor(
     name, tmp_path, accelerator, monkeypatch
 ):
     folder = golden_run.spec_folders(tmp_path)[name]
-    here, _ = golden_run.run_pipeline(name, folder, tmp_path / "here")
+    here, weights = golden_run.run_pipeline(name, folder, tmp_path / "here")
     for module in (run_context, worker):
         monkeypatch.setattr(module, "choose_device", lambda name: accelerator)
-    there, _ = golden_run.run_pipeline(name, folder, tmp_path / "there")
+    there, weights_there = golden_run.run_pipeline(name, folder, tmp_path / "there")
     assert list(golden_run.differences(here, there, tolerance=1e-3)) == []
+    assert list(golden_run.weight_differences(weights, weights_there, tolerance=1e-3)) == []
 
 
 def test_a_device_that_is_not_there_is_refused_by_name():

@@ -62,6 +62,12 @@ RUN_OPTIONS = (
         type=click.Path(),
         help="Readings of another device: the target is for that device.",
     ),
+    click.option(
+        "--deterministic",
+        is_flag=True,
+        default=None,
+        help="The same trials and structure for any number of workers, and after an interruption.",
+    ),
     click.option("--seed", type=int, help="Seed of data, search and training."),
     set_option,
 )
@@ -74,6 +80,7 @@ SHORT_FORMS = {
     "workers": "search.workers",
     "ray_address": "search.ray_address",
     "device": "measure.readings",
+    "deterministic": "search.deterministic",
     "seed": "seed",
 }
 """Options that stand for a key of the spec."""

@@ -101,6 +101,11 @@ def run_targets(
             one target, what `run` raises.
     """
     max_seconds = parse_max_time(max_time) if max_time else math.inf
+    if max_time and load_spec(spec_path, options.get("overrides")).search.deterministic:
+        raise SpecError(
+            "--max-time ends stages by the clock, so two runs differ: leave it or "
+            "search.deterministic out"
+        )
     clock = options.get("clock") or SystemClock()
     paced = PacedRun(
         stages=stages or RunStages(),

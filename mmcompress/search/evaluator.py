@@ -21,6 +21,7 @@ from mmcompress.search.executors import (
     retry_failed_task,
     submit_candidate,
 )
+from mmcompress.search.ordered_study import OrderedTrials
 from mmcompress.search.sensitivity.curves import SensitivityTable
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.time_limit import limit_seconds
@@ -68,6 +69,8 @@ class TrialEvaluator:
     """Validation pairs of every trial / all pairs behind the loss of a finalist."""
     retries: int = 0
     """Times a failed evaluation is tried again."""
+    ordered: OrderedTrials | None = None
+    """What a deterministic search knows, in the order of its proposals; None for any other."""
     final_losses: dict[str, float] = field(default_factory=dict)
     """Losses on further pairs by the key of the candidate; filled as finalists are evaluated."""
 
@@ -141,6 +144,7 @@ def start_evaluator(run: RunContext, sensitivity: Sensitivity) -> Iterator[Trial
             if more_pairs is not None:
                 evaluate_again = evaluate_on_more_pairs
                 first_pairs_share = len(first_pairs) / (len(first_pairs) + len(more_pairs))
+            has_own_threads = search.executor == "inline" and not search.deterministic
             context = make_worker_context(
                 run.spec,
                 scores=sensitivity.scores,
@@ -150,7 +154,7 @@ def start_evaluator(run: RunContext, sensitivity: Sensitivity) -> Iterator[Trial
                 more_pairs=more_pairs,
                 key=uuid4().hex,
                 # Workers run side by side; alone in this process a trial may take all threads.
-                threads=run.spec.measure.threads if search.executor == "inline" else 1,
+                threads=run.spec.measure.threads if has_own_threads else 1,
             )
         make_executor = EXECUTORS.get(search.executor)
         executor: Executor = make_executor(context, search.workers, address=search.ray_address)
@@ -164,6 +168,7 @@ def start_evaluator(run: RunContext, sensitivity: Sensitivity) -> Iterator[Trial
             evaluate_again=evaluate_again,
             first_pairs_share=first_pairs_share,
             retries=search.retries,
+            ordered=OrderedTrials() if search.deterministic else None,
         )
     finally:
         executor.shutdown(wait=False, cancel_futures=True)

@@ -13,6 +13,7 @@ from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Trial
 from mmcompress.search.build_problem import build_problem, find_fastest
 from mmcompress.search.evaluator import TrialEvaluator
+from mmcompress.search.ordered_study import run_ordered_study
 from mmcompress.search.problem import (
     BUDGET_SHARE,
     SearchPoint,
@@ -170,7 +171,7 @@ def run_search(
     problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
     effort = _plan_effort(run.spec, evaluator, attempt=attempt)
     with run.time_stage("search"):
-        study = _open_study(run)
+        study = _open_study(run, evaluator, attempt=attempt)
         candidates = list(known_candidates)
         if not candidates:
             candidates = split_budget(
@@ -189,7 +190,8 @@ def run_search(
         seeds = [("knapsack", candidate) for candidate in candidates]
         if attempt:
             # The budget has moved a little: what was best before it gives the direction.
-            best_trials = sorted(read_finished_trials(study), key=lambda trial: trial.loss)
+            known_trials = _read_known_trials(study, evaluator)
+            best_trials = sorted(known_trials, key=lambda trial: trial.loss)
             best_trials = best_trials[:MAX_REFITTED_TRIALS]
             starts = [
                 to_search_point(problem, trial.candidate)
@@ -253,7 +255,7 @@ def run_unguided_search(
     effort = replace(planned_effort, trials=trial_count, level_switches=0)
     with run.time_stage("search"):
         trials = _run_study(
-            _open_study(run),
+            _open_study(run, evaluator, attempt=attempt),
             problem,
             run=run,
             evaluator=evaluator,
@@ -264,10 +266,26 @@ def run_unguided_search(
     return _select_allowed(problem, trials)
 
 
-def _open_study(run: RunContext) -> Any:
-    """Open the study of a run folder."""
+def _open_study(run: RunContext, evaluator: TrialEvaluator, *, attempt: int) -> Any:
+    """Open the study of a run folder; a deterministic search begins with what it knows.
+
+    Args:
+        run: The run.
+        evaluator: Of the search for one artifact.
+        attempt: Structures that were measured before. It counts where the search begins.
+    """
     with name_full_disk(run.folder.study):
-        return open_study(run.folder.study, tell=run.tell_damage)
+        study = open_study(run.folder.study, tell=run.tell_damage)
+    if evaluator.ordered is not None:
+        evaluator.ordered.begin(study, attempt)
+    return study
+
+
+def _read_known_trials(study: Any, evaluator: TrialEvaluator) -> list[Trial]:
+    """Return the finished trials that the search may look at."""
+    if evaluator.ordered is not None:
+        return evaluator.ordered.trials
+    return read_finished_trials(study)
 
 
 def _plan_effort(spec: Spec, evaluator: TrialEvaluator, *, attempt: int) -> SearchEffort:
@@ -277,6 +295,7 @@ def _plan_effort(spec: Spec, evaluator: TrialEvaluator, *, attempt: int) -> Sear
         level_switches=spec.search.level_switches + EXTRA_TRIALS * attempt,
         workers=evaluator.workers,
         retries=spec.search.retries,
+        batch=spec.search.batch,
     )
 
 
@@ -291,7 +310,22 @@ def _run_study(
     seeds: SeedCandidates,
 ) -> list[Trial]:
     """Run an open study with the evaluator, the seed and the progress of a run."""
+    progress = partial(run.on_progress, "search")
     with name_full_disk(run.folder.study):
+        if evaluator.ordered is not None:
+            return run_ordered_study(
+                study,
+                problem,
+                ordered=evaluator.ordered,
+                executor=evaluator.executor,
+                evaluate=evaluator.evaluate,
+                starts=starts,
+                seeds=seeds,
+                effort=effort,
+                seed=run.spec.seed,
+                sampler=run.spec.search.sampler,
+                progress=progress,
+            )
         return run_study(
             study,
             problem,
@@ -303,7 +337,7 @@ def _run_study(
             seed=run.spec.seed,
             sampler=run.spec.search.sampler,
             is_over=run.is_search_over,
-            progress=partial(run.on_progress, "search"),
+            progress=progress,
         )
 
 
@@ -403,7 +437,7 @@ def adjust_structure(
     )
     with run.time_stage("search"):
         trials = _run_study(
-            _open_study(run),
+            _open_study(run, evaluator, attempt=0),
             problem,
             run=run,
             evaluator=evaluator,

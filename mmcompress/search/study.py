@@ -87,6 +87,9 @@ class SearchEffort:
     """Candidates evaluated at a time."""
     retries: int = 0
     """Times a failed evaluation is tried again."""
+    batch: int = 1
+    """Proposals that are made before one of their results is looked at, in a deterministic search.
+    """
 
 
 @silence_logger(OPTUNA_LOGGER)
@@ -267,8 +270,8 @@ def run_study(
     Raises:
         ClusterError: A worker process died.
     """
-    journal = _TrialJournal(study, problem, sampler=sampler, seed=seed, starts=starts)
-    session = _SearchSession(
+    journal = TrialJournal(study, problem, sampler=sampler, seed=seed, starts=starts)
+    session = SearchSession(
         journal,
         executor,
         evaluate=evaluate,
@@ -283,7 +286,7 @@ def run_study(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Proposal:
+class Proposal:
     """A candidate before it is evaluated."""
 
     origin: str
@@ -299,16 +302,16 @@ class _Proposal:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _RunningTrial:
+class RunningTrial:
     """A proposal on a worker."""
 
-    proposal: _Proposal
+    proposal: Proposal
     """What is evaluated."""
     task: SubmittedTask
     """The evaluation on the executor."""
 
 
-class _TrialJournal:
+class TrialJournal:
     """The study as its only writer sees it: records results and failures."""
 
     def __init__(
@@ -333,16 +336,34 @@ class _TrialJournal:
             trials=earlier_trials,
             starts=starts,
         )
+        self.earlier_trials = read_finished_trials(study)
         self.trials_by_key: dict[str, Trial] = {}
-        for trial in read_finished_trials(study):
+        for trial in self.earlier_trials:
             # The predictor may have been corrected since.
             latency_ms = problem.predict(trial.candidate)
             self.trials_by_key[trial.candidate.make_key()] = replace(trial, latency_ms=latency_ms)
 
-    def record_result(self, proposal: _Proposal, result: TaskResult) -> None:
+    @property
+    def result_count(self) -> int:
+        """Results that stood in the study when this session began."""
+        return len(self.earlier_trials)
+
+    def count_tries(self, origin: str) -> int:
+        """Count the candidates of an origin that earlier sessions evaluated or failed at."""
+        keys = {t.candidate.make_key() for t in self.earlier_trials if t.origin == origin}
+        return len(keys) + count_failures(self.study, origin)
+
+    def record_result(self, proposal: Proposal, result: TaskResult) -> None:
         """Write the result of a proposal; a candidate's first result stays the one of its key."""
-        trial = Trial(
-            number=self.trial_count,
+        trial = self.make_trial(proposal, result, number=self.trial_count)
+        self.trials_by_key.setdefault(proposal.candidate.make_key(), trial)
+        self._write(proposal, self.make_finished(proposal, trial))
+
+    @staticmethod
+    def make_trial(proposal: Proposal, result: TaskResult, *, number: int) -> Trial:
+        """Make the record of a proposal that was evaluated."""
+        return Trial(
+            number=number,
             origin=proposal.origin,
             overrides=proposal.overrides,
             candidate=proposal.candidate,
@@ -352,28 +373,32 @@ class _TrialJournal:
             evaluation_seconds=result["seconds"],
             worker=result["worker"],
         )
-        self.trials_by_key.setdefault(proposal.candidate.make_key(), trial)
-        self._write(proposal, self._make_finished(proposal, result["loss"], trial=trial))
 
-    def tell_known(self, proposal: _Proposal, known_trial: Trial) -> None:
+    def tell_known(self, proposal: Proposal, known_trial: Trial) -> None:
         """Tell the sampler the result of a candidate that is known; nothing is written."""
-        finished = self._make_finished(proposal, known_trial.loss, trial=known_trial)
+        finished = self.make_finished(proposal, known_trial)
         assert proposal.optuna_trial is not None
         self.sampling.tell(proposal.optuna_trial, finished)
 
-    def record_failure(self, proposal: _Proposal, error: BaseException) -> None:
+    def record_failure(self, proposal: Proposal, error: BaseException) -> None:
         """Write the error of a proposal."""
-        attributes = {"error": _describe_error(error), "origin": proposal.origin}
+        self._write(proposal, self.make_failed(proposal, describe_error(error)))
+
+    def make_failed(self, proposal: Proposal, error: str) -> FrozenTrial:
+        """Make the trial of Optuna that holds an error."""
         optuna_trial = proposal.optuna_trial
-        failed = create_trial(
+        return create_trial(
             state=TrialState.FAIL,
             params=dict(optuna_trial.params) if optuna_trial else {},
             distributions=self.distributions if optuna_trial else {},
-            user_attrs=attributes,
+            user_attrs={
+                "error": error,
+                "origin": proposal.origin,
+                "key": proposal.candidate.make_key(),
+            },
         )
-        self._write(proposal, failed)
 
-    def _make_finished(self, proposal: _Proposal, loss: float, *, trial: Trial) -> FrozenTrial:
+    def make_finished(self, proposal: Proposal, trial: Trial) -> FrozenTrial:
         """Make the trial of Optuna that holds a result, and by how much it exceeds the budget."""
         excess_ms = proposal.latency_ms - self.problem.budget_ms
         params = to_search_point(self.problem, proposal.candidate)
@@ -385,14 +410,14 @@ class _TrialJournal:
             # Without parameters the samplers would take the space for an empty one.
             params=params,
             distributions=self.distributions,
-            value=loss,
+            value=trial.loss,
             user_attrs={"trial": to_plain(trial)},
             # Optuna takes a trial without a constraint for feasible.
             constraints={"latency": excess_ms},
             system_attrs={DASHBOARD_CONSTRAINTS_KEY: [excess_ms]},
         )
 
-    def _write(self, proposal: _Proposal, trial: FrozenTrial) -> None:
+    def _write(self, proposal: Proposal, trial: FrozenTrial) -> None:
         """Write a trial to the journal, whole at once, and tell the sampler."""
         self.study.add_trial(trial)
         self.trial_count += 1
@@ -402,18 +427,18 @@ class _TrialJournal:
             self.sampling.add(trial)
 
 
-def _describe_error(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return type and last line of an error; the lines before it are a worker's traceback."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
 
-class _SearchSession:
+class SearchSession:
     """One session of a search: proposes while workers are free, records what comes back."""
 
     def __init__(
         self,
-        journal: _TrialJournal,
+        journal: TrialJournal,
         executor: Executor,
         *,
         evaluate: Evaluate,
@@ -430,9 +455,8 @@ class _SearchSession:
         self.effort = effort
         self.is_over = is_over
         self.progress = progress
-        earlier_trials = read_finished_trials(journal.study)
-        self.sampled = self._count_earlier(SAMPLER_ORIGIN, earlier_trials)
-        self.switched = self._count_earlier(LEVEL_SWITCH_ORIGIN, earlier_trials)
+        self.sampled = journal.count_tries(SAMPLER_ORIGIN)
+        self.switched = journal.count_tries(LEVEL_SWITCH_ORIGIN)
         self.seeds_left = [
             (origin, candidate)
             for origin, candidate in seeds
@@ -442,15 +466,11 @@ class _SearchSession:
         switches_left = max(effort.level_switches - self.switched, 0)
         self.total = max(1, len(self.seeds_left) + samples_left + switches_left)
         # A resumed search must not draw the level switches of its first session again.
-        self.rng = random.Random(f"{seed}:{len(earlier_trials)}")
-        self.running: dict[Future[TaskResult], _RunningTrial] = {}
+        self.seed = seed
+        self.rng = random.Random(f"{seed}:{journal.result_count}")
+        self.running: dict[Future[TaskResult], RunningTrial] = {}
         self.evaluated = 0
         self.repeats = 0
-
-    def _count_earlier(self, origin: str, earlier_trials: Sequence[Trial]) -> int:
-        """Count the candidates of an origin that earlier sessions evaluated or failed at."""
-        keys = {trial.candidate.make_key() for trial in earlier_trials if trial.origin == origin}
-        return len(keys) + count_failures(self.journal.study, origin)
 
     def run(self) -> None:
         """Search until nothing is left to propose and nothing is running."""
@@ -460,25 +480,29 @@ class _SearchSession:
                 return
             finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
             for future in finished:
-                self._settle_trial(self.running.pop(future))
+                self.settle_trial(self.running.pop(future))
 
     def _fill_workers(self) -> None:
         """Propose and submit candidates until every worker has one."""
         while len(self.running) < self.effort.workers:
             if self.journal.trials_by_key and self.is_over():
                 return
-            proposal = self._propose_next()
+            proposal = self.propose_next()
             if proposal is None:
                 return
-            task = submit_candidate(
-                proposal.candidate,
-                self.evaluate,
-                executor=self.executor,
-                retries=self.effort.retries,
-            )
-            self.running[task.future] = _RunningTrial(proposal=proposal, task=task)
+            self.submit(proposal)
 
-    def _propose_next(self) -> _Proposal | None:
+    def submit(self, proposal: Proposal) -> None:
+        """Hand a proposal to the executor."""
+        task = submit_candidate(
+            proposal.candidate,
+            self.evaluate,
+            executor=self.executor,
+            retries=self.effort.retries,
+        )
+        self.running[task.future] = RunningTrial(proposal=proposal, task=task)
+
+    def propose_next(self) -> Proposal | None:
         """Propose seeds, then samples, then level switches; None at the end or while these wait."""
         if self.seeds_left:
             origin, candidate = self.seeds_left.pop(0)
@@ -504,17 +528,21 @@ class _SearchSession:
 
     def _awaits_other_origins(self) -> bool:
         """Return whether a seed or a sample is running: it may become the best trial."""
-        origins = {trial.proposal.origin for trial in self.running.values()}
+        origins = {proposal.origin for proposal in self.list_pending()}
         return bool(origins - {LEVEL_SWITCH_ORIGIN})
 
     def _list_known_keys(self) -> set[str]:
         """List the keys of all candidates that are evaluated or running."""
-        running_keys = {trial.proposal.candidate.make_key() for trial in self.running.values()}
-        return self.journal.trials_by_key.keys() | running_keys
+        pending_keys = {proposal.candidate.make_key() for proposal in self.list_pending()}
+        return self.journal.trials_by_key.keys() | pending_keys
 
-    def _make_proposal(self, origin: str, candidate: Candidate) -> _Proposal:
+    def list_pending(self) -> list[Proposal]:
+        """List the proposals that are not settled."""
+        return [trial.proposal for trial in self.running.values()]
+
+    def _make_proposal(self, origin: str, candidate: Candidate) -> Proposal:
         """Make the proposal of a candidate that no sampler proposed."""
-        return _Proposal(
+        return Proposal(
             origin=origin,
             overrides=to_overrides(self.problem, candidate),
             candidate=candidate,
@@ -522,7 +550,7 @@ class _SearchSession:
             optuna_trial=None,
         )
 
-    def _sample_unknown(self) -> _Proposal | None:
+    def _sample_unknown(self) -> Proposal | None:
         """Ask the sampler until it proposes an unknown candidate; tell it results of known ones.
 
         Returns:
@@ -531,7 +559,7 @@ class _SearchSession:
         while self.repeats < MAX_REPEATS_PER_TRIAL * self.total:
             optuna_trial = self.journal.sampling.ask()
             overrides, candidate = scale_to_budget(self.problem, dict(optuna_trial.params))
-            proposal = _Proposal(
+            proposal = Proposal(
                 origin=SAMPLER_ORIGIN,
                 overrides=overrides,
                 candidate=candidate,
@@ -545,7 +573,7 @@ class _SearchSession:
             self.journal.tell_known(proposal, known_trial)
         return None
 
-    def _settle_trial(self, trial: _RunningTrial) -> None:
+    def settle_trial(self, trial: RunningTrial) -> None:
         """Record a finished trial, or submit it again after an error."""
         if retry_failed_task(trial.task):
             self.running[trial.task.future] = trial
@@ -559,7 +587,7 @@ class _SearchSession:
                 error = ArithmeticError(f"the loss is {result['loss']}")
         if error is not None:
             self.journal.record_failure(trial.proposal, error)
-            self.progress(f"a trial failed, the search goes on: {_describe_error(error)}", None)
+            self.progress(f"a trial failed, the search goes on: {describe_error(error)}", None)
         self.evaluated += 1
         self._report_progress()
 

@@ -318,6 +318,13 @@ class Search:
     """Trials at a time."""
     ray_address: str | None = None
     """Address of a running Ray cluster: `auto` or HOST:PORT. Without it, a local Ray is started."""
+    deterministic: bool = False
+    """Whether the search comes out the same for any number of workers, and after an interruption.
+    Proposals are made `batch` at a time, and trials run on one thread. Trainings have all of their
+    steps whatever `distill.minutes` says, and `compute.precision: auto` is fp32. Latencies that are
+    measured anew differ a little, so compare runs of one `measure.readings`."""
+    batch: Annotated[int, Field(ge=1, le=4096)] = 4
+    """Proposals that a deterministic search makes before it looks at a result of them."""
     evaluator: Literal["measured", "estimated"] = "measured"
     """How the loss of a trial is found: by running the cut pipeline, or as the sum of the loss
     increases of its cuts."""

@@ -39,6 +39,7 @@ from mmcompress.results.records import Proof
 from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock, SystemClock
+from mmcompress.spec.deterministic import leave_out_clocks
 from mmcompress.spec.loader import list_given_keys
 from mmcompress.spec.schema import WHOLE_REQUEST, Node, Spec
 from mmcompress.spec.space import Space, find_default_space, load_space
@@ -317,7 +318,8 @@ def open_run(
     reused_folder = find_reused_folder(options.get("from_run"), folder)
     overrides = options.get("overrides")
     on_progress = options.get("on_progress", ignore_progress)
-    spec, pinned_sources = pin_sources(load_spec(spec_path, overrides), folder.read_sources())
+    asked_spec = leave_out_clocks(load_spec(spec_path, overrides))
+    spec, pinned_sources = pin_sources(asked_spec, folder.read_sources())
     given_keys = list_given_keys(spec_path, overrides)
     whole_space = load_space(options.get("space") or find_default_space(), spec, fixed=given_keys)
     on_progress("load", f"{spec.name}: {len(spec.list_model_nodes())} models", None)
