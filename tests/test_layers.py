@@ -26,6 +26,7 @@ DOORS = {
     "ray": {"search/ray_executor.py", "search/jobs.py"},
     "aiohttp": {"search/jobs.py"},
     "optuna": {
+        "search/ordered_study.py",
         "search/study.py",
         "search/sampling.py",
         "search/samplers.py",

@@ -119,7 +119,7 @@ def test_a_candidate_that_breaks_breaks_once(tmp_path):
 
 def test_the_search_for_a_second_artifact_knows_the_first_and_is_replayed_too(tmp_path):
     for folder in ("whole", "cut"):
-        go_in_order(tmp_path / folder)
+        first = go_in_order(tmp_path / folder)
     whole = go_in_order(tmp_path / "whole", artifact=2, trials=20, mutations=10)
     with pytest.raises(KeyboardInterrupt):
         executor = InterruptedExecutor(1)
@@ -127,7 +127,7 @@ def test_the_search_for_a_second_artifact_knows_the_first_and_is_replayed_too(tm
     again = go_in_order(tmp_path / "cut", artifact=2, trials=20, mutations=10)
     assert describe(again) == describe(whole)
     numbers = [trial.number for trial in whole]
-    assert len(numbers) == len(set(numbers)) == 22
+    assert len(first) < len(numbers) == len(set(numbers))
     assert study.list_study_faults(tmp_path / "cut") == []
 
 

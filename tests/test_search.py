@@ -12,6 +12,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import aiohttp
 import numpy as np
@@ -204,6 +206,23 @@ def test_a_known_structure_is_written_once(tmp_path):
     written = study.read_finished_trials(study.open_study(tmp_path / "j"))
     keys = [trial.candidate.make_key() for trial in written]
     assert len(keys) == len(set(keys)) == len(trials)
+
+
+def test_a_structure_on_a_worker_is_not_given_to_another(tmp_path):
+    """Both workers are free at first, and the space is small."""
+
+    def evaluate_slowly(candidate):
+        time.sleep(0.02)
+        return {**evaluate_units(None, candidate), "worker": "here/1"}
+
+    with ThreadPoolExecutor(4) as pool:
+        executor = SimpleNamespace(
+            submit=lambda _, candidate: pool.submit(evaluate_slowly, candidate)
+        )
+        go(tmp_path / "j", trials=30, sampler="random", executor=executor, workers=4)
+    written = study.read_finished_trials(study.open_study(tmp_path / "j"))
+    keys = [trial.candidate.make_key() for trial in written]
+    assert len(keys) == len(set(keys)) > 8
 
 
 def test_a_sampler_looks_at_a_bounded_number_of_trials(tmp_path, monkeypatch):

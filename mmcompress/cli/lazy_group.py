@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shlex
 import signal
+import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -16,6 +17,7 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import err
+from mmcompress.cli.watched_process import is_watched, run_watched, tell_watcher
 from mmcompress.errors import MmcompressError, find_disk_error
 from mmcompress.registry import name_missing_packages, resolve_entry
 
@@ -50,6 +52,15 @@ class LazyGroup(click.Group):
         self.commands_by_name = commands_by_name
         self.arguments: list[str] = []
         """The arguments of the command that runs."""
+
+    def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
+        """Run a command line; one that uses Ray is run as a child of this process."""
+        if args is not None:
+            return super().main(args, *others, **options)
+        if is_watched(sys.argv[1:]):
+            sys.exit(run_watched(sys.argv[1:]))
+        with tell_watcher():
+            return super().main(args, *others, **options)
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of all commands."""

@@ -38,7 +38,7 @@ from mmcompress.run.profile import prove_generators
 from mmcompress.runtime.allocator import keep_freed_memory
 from mmcompress.runtime.environment import BYTES_PER_MB
 from mmcompress.runtime.graph import load_bundle
-from mmcompress.search.executors import TaskResult, answer_from_worker
+from mmcompress.search.executors import ExplainsWait, TaskResult, answer_from_worker
 from mmcompress.spec.target import split_targets
 from mmcompress.workspace.context import RunContext, list_precisions
 
@@ -205,7 +205,12 @@ def check_executor(run: RunContext) -> None:
     worker_count = search.workers if search.ray_address else 1
     run.on_progress("check", f"starting {worker_count} worker(s): {search.executor}", None)
     make_executor: Callable[..., Executor] = EXECUTORS.get(search.executor)
-    executor = make_executor({"spec": run.spec.name}, worker_count, address=search.ray_address)
+    executor = make_executor(
+        {"spec": run.spec.name},
+        worker_count,
+        address=search.ray_address,
+        resources=run.spec.resources.trial,
+    )
     try:
         # An executor supplies the first argument, its context.
         submit: Callable[..., Future[TaskResult]] = executor.submit
@@ -215,7 +220,7 @@ def check_executor(run: RunContext) -> None:
     except TimeoutError as error:
         raise ClusterError(
             f"search.executor: {search.executor}: no worker answered within "
-            f"{EXECUTOR_SECONDS:.0f} s"
+            f"{EXECUTOR_SECONDS:.0f} s{_explain_wait(executor)}"
         ) from error
     except ClusterError:
         raise
@@ -226,6 +231,13 @@ def check_executor(run: RunContext) -> None:
         ) from error
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _explain_wait(executor: Executor) -> str:
+    """Return what the executor says of tasks that do not begin, if it says anything."""
+    if not isinstance(executor, ExplainsWait):
+        return ""
+    return f": {executor.explain_wait()} (resources.trial)"
 
 
 def check_everything(run: RunContext, folder: Path) -> list[Proof]:

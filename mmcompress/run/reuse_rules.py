@@ -38,6 +38,7 @@ NO_EFFECT = (
     "search.executor",
     "search.workers",
     "search.ray_address",
+    "resources.*",
     "search.finalists",
     "search.short_finetunings",
     "search.retries",

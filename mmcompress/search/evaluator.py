@@ -144,7 +144,12 @@ def start_evaluator(run: RunContext, sensitivity: Sensitivity) -> Iterator[Trial
             if more_pairs is not None:
                 evaluate_again = evaluate_on_more_pairs
                 first_pairs_share = len(first_pairs) / (len(first_pairs) + len(more_pairs))
-            has_own_threads = search.executor == "inline" and not search.deterministic
+            # Workers run side by side; alone in this process a trial may take all threads.
+            threads = max(1, int(run.spec.resources.trial.cpu))
+            if search.executor == "inline":
+                threads = run.spec.measure.threads
+            if search.deterministic:
+                threads = 1
             context = make_worker_context(
                 run.spec,
                 scores=sensitivity.scores,
@@ -153,11 +158,15 @@ def start_evaluator(run: RunContext, sensitivity: Sensitivity) -> Iterator[Trial
                 batch=first_pairs,
                 more_pairs=more_pairs,
                 key=uuid4().hex,
-                # Workers run side by side; alone in this process a trial may take all threads.
-                threads=run.spec.measure.threads if has_own_threads else 1,
+                threads=threads,
             )
         make_executor = EXECUTORS.get(search.executor)
-        executor: Executor = make_executor(context, search.workers, address=search.ray_address)
+        executor: Executor = make_executor(
+            context,
+            search.workers,
+            address=search.ray_address,
+            resources=run.spec.resources.trial,
+        )
     try:
         if evaluate_again is not None:
             evaluate_again = limit_seconds(evaluate_again, search.trial_seconds)

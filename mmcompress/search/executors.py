@@ -16,10 +16,11 @@ from concurrent.futures import (
     ThreadPoolExecutor,
 )
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 from mmcompress.errors import ClusterError
 from mmcompress.graph.structure import Candidate
+from mmcompress.spec.schema import TaskResources
 from mmcompress.storage import to_plain
 
 
@@ -70,6 +71,15 @@ def call_task(
     """Call `evaluate(context, ...)` and add the machine and the process to its result."""
     worker = f"{os.uname().nodename}/{os.getpid()}"
     return {**evaluate(context, *args, **kwargs), "worker": worker}
+
+
+@runtime_checkable
+class ExplainsWait(Protocol):
+    """An executor that can say why a task does not begin."""
+
+    def explain_wait(self) -> str:
+        """Return what a task needs and what there is."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -164,7 +174,14 @@ class InlineExecutor(Executor):
     workers = 1
     """Tasks at a time, whatever the spec asks for."""
 
-    def __init__(self, context: object, workers: int = 1, *, address: str | None = None):
+    def __init__(
+        self,
+        context: object,
+        workers: int = 1,
+        *,
+        address: str | None = None,
+        resources: TaskResources | None = None,
+    ):
         self.context = context
 
     def submit(  # type: ignore[override]
@@ -269,7 +286,11 @@ class _ProcessExecutor(Executor):
 
 
 def make_process_executor(
-    context: object, workers: int = 2, *, address: str | None = None
+    context: object,
+    workers: int = 2,
+    *,
+    address: str | None = None,
+    resources: TaskResources | None = None,
 ) -> Executor:
     """Start worker processes on this machine; each receives the context once.
 
@@ -277,5 +298,6 @@ def make_process_executor(
         context: First argument of every task.
         workers: Processes.
         address: Not used; every executor takes one.
+        resources: Not used; every executor takes them.
     """
     return _ProcessExecutor(context, workers)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial
+from typing import Any
 
 import ray
 from ray._private import ray_constants
@@ -19,6 +21,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCras
 
 from mmcompress.errors import ClusterError
 from mmcompress.runtime.addresses import hide_password
+from mmcompress.runtime.environment import BYTES_PER_GB
 from mmcompress.search.executors import (
     Evaluate,
     TaskResult,
@@ -29,6 +32,7 @@ from mmcompress.search.executors import (
     get_watchdog_seconds,
 )
 from mmcompress.search.ray_folder import choose_ray_folder
+from mmcompress.spec.schema import TaskResources
 from mmcompress.version import PACKAGE_FOLDER
 
 MAX_LOCAL_STARTS = 3
@@ -97,29 +101,45 @@ def _explain_ended_worker(
 
 
 class RayExecutor(Executor):
-    """Runs tasks of one CPU each on Ray, spread over the nodes of a cluster.
+    """Runs tasks on Ray, spread over the nodes of a cluster.
 
     The context is put into the object store once.
 
     Args:
         context: First argument of every task.
-        workers: Tasks at a time; the CPUs of a local Ray.
+        workers: Tasks at a time.
         address: Address of the cluster; without one a local Ray is started.
+        resources: What a task reserves; by default one CPU.
 
     Raises:
         ClusterError: No cluster answers at the address, or no local Ray starts.
     """
 
-    def __init__(self, context: object, workers: int = 2, *, address: str | None = None):
+    def __init__(
+        self,
+        context: object,
+        workers: int = 2,
+        *,
+        address: str | None = None,
+        resources: TaskResources | None = None,
+    ):
         self.workers = workers
+        self.resources = resources or TaskResources()
         self.started_ray = not ray.is_initialized()
         if self.started_ray:
             self._start_ray(workers, address)
         self.context = ray.put(context)
         # By default Ray runs a crashing task four times; the search decides what is tried again.
-        self.remote_task = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(
-            _call_task_on_ray
-        )
+        options: dict[str, Any] = {
+            "num_cpus": self.resources.cpu,
+            "num_gpus": self.resources.gpu,
+            "resources": self.resources.custom,
+            "max_retries": 0,
+            "scheduling_strategy": "SPREAD",
+        }
+        if self.resources.memory_gb:
+            options["memory"] = self.resources.memory_gb * BYTES_PER_GB
+        self.remote_task = ray.remote(**options)(_call_task_on_ray)
 
     def _start_ray(self, workers: int, address: str | None) -> None:
         """Connect to a cluster, or start a Ray of this machine."""
@@ -132,7 +152,7 @@ class RayExecutor(Executor):
                 if address:
                     _connect_to_cluster(address)
                 else:
-                    _start_local_ray(workers)
+                    _start_local_ray(math.ceil(workers * self.resources.cpu))
         except ClusterError:
             raise
         except Exception as error:  # Ray raises plain ones, too: "timed out during startup"
@@ -151,11 +171,43 @@ class RayExecutor(Executor):
         answer.add_done_callback(partial(_pass_on, future, evaluate=evaluate, start=start))
         return future
 
+    def explain_wait(self) -> str:
+        """Return what a task reserves and what the nodes have, for a task that does not begin."""
+        wanted = describe_resources(self.resources)
+        nodes: list[str] = []
+        for node in ray.nodes():  # type: ignore[no-untyped-call]
+            if node["Alive"]:
+                nodes.append(_describe_node(node))
+        return f"a trial reserves {wanted}; the nodes have {'; '.join(nodes) or 'nothing'}"
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop Ray if this executor started it."""
         if self.started_ray:
             with contextlib.suppress(Exception), _keep_signal_handler():
                 ray.shutdown()
+
+
+def describe_resources(resources: TaskResources) -> str:
+    """Return what a task reserves, in words."""
+    parts = [f"{resources.cpu:g} CPU"]
+    if resources.gpu:
+        parts.append(f"{resources.gpu:g} GPU")
+    if resources.memory_gb:
+        parts.append(f"{resources.memory_gb:g} GB")
+    parts += [f"{count:g} {name}" for name, count in sorted(resources.custom.items())]
+    return ", ".join(parts)
+
+
+def _describe_node(node: Mapping[str, Any]) -> str:
+    """Return what a node of a cluster has, in words."""
+    known = dict(node["Resources"])
+    memory_gb = known.pop("memory", 0.0) / BYTES_PER_GB
+    parts = [f"{known.pop(name, 0.0):g} {name}" for name in ("CPU", "GPU")]
+    parts.append(f"{memory_gb:.1f} GB")
+    for name, count in sorted(known.items()):
+        if name != "object_store_memory" and not name.startswith(("node:", "accelerator_type:")):
+            parts.append(f"{count:g} {name}")
+    return ", ".join(parts)
 
 
 def _connect_to_cluster(address: str) -> None:
@@ -185,7 +237,7 @@ def _require_listener(address: str) -> None:
         raise ConnectionError(f"nobody answers there ({error})") from error
 
 
-def _start_local_ray(workers: int) -> None:
+def _start_local_ray(cpus: int) -> None:
     """Start a Ray of this machine that nobody else can reach.
 
     On a busy machine its processes may not be up in Ray's own time: it is started again.
@@ -195,7 +247,7 @@ def _start_local_ray(workers: int) -> None:
             with _prefer_loopback():
                 ray.init(
                     address="local",
-                    num_cpus=workers,
+                    num_cpus=cpus,
                     include_dashboard=False,
                     log_to_driver=False,
                     _node_ip_address=LOOPBACK,

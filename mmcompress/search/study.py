@@ -380,6 +380,12 @@ class TrialJournal:
         assert proposal.optuna_trial is not None
         self.sampling.tell(proposal.optuna_trial, finished)
 
+    def tell_pending(self, proposal: Proposal) -> None:
+        """Tell the sampler that a candidate is on a worker already; nothing is written."""
+        assert proposal.optuna_trial is not None
+        failed = self.make_failed(proposal, "it is on a worker already")
+        self.sampling.tell(proposal.optuna_trial, failed)
+
     def record_failure(self, proposal: Proposal, error: BaseException) -> None:
         """Write the error of a proposal."""
         self._write(proposal, self.make_failed(proposal, describe_error(error)))
@@ -566,11 +572,15 @@ class SearchSession:
                 latency_ms=self.problem.predict(candidate),
                 optuna_trial=optuna_trial,
             )
-            known_trial = self.journal.trials_by_key.get(candidate.make_key())
-            if known_trial is None:
+            key = candidate.make_key()
+            if key not in self._list_known_keys():
                 return proposal
             self.repeats += 1
-            self.journal.tell_known(proposal, known_trial)
+            known_trial = self.journal.trials_by_key.get(key)
+            if known_trial is not None:
+                self.journal.tell_known(proposal, known_trial)
+            else:
+                self.journal.tell_pending(proposal)
         return None
 
     def settle_trial(self, trial: RunningTrial) -> None:

@@ -298,6 +298,29 @@ class Compute:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskResources:
+    """What one task on a Ray cluster reserves. Ray sends it to a node that has as much left."""
+
+    cpu: Annotated[float, Field(gt=0, le=4096)] = 1.0
+    """CPUs. The task runs on as many threads, one at least."""
+    gpu: Annotated[float, Field(ge=0, le=64)] = 0.0
+    """GPUs, or a share of one: with 0.5, two tasks share one. 0: GPUs of a node are used and not
+    counted."""
+    memory_gb: Annotated[float, Field(ge=0, le=100_000)] = 0.0
+    """Gigabytes of memory. 0: it is not counted."""
+    custom: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = field(default_factory=dict)
+    """Resources that a cluster names itself, such as `{a100: 1}`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What tasks on a Ray cluster reserve. Other executors take no notice."""
+
+    trial: TaskResources = field(default_factory=TaskResources)
+    """A trial of the search."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Search:
     """How structures are searched for."""
 
@@ -438,6 +461,8 @@ class Spec:
     """Where torch computes."""
     search: Search = field(default_factory=Search)
     """How structures are searched for."""
+    resources: Resources = field(default_factory=Resources)
+    """What tasks on a Ray cluster reserve."""
     measure: Measure = field(default_factory=Measure)
     """How latency is measured."""
     report: Report = field(default_factory=Report)

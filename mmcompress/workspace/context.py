@@ -41,7 +41,7 @@ from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.deterministic import leave_out_clocks
 from mmcompress.spec.loader import list_given_keys
-from mmcompress.spec.schema import WHOLE_REQUEST, Node, Spec
+from mmcompress.spec.schema import WHOLE_REQUEST, Node, Resources, Spec
 from mmcompress.spec.space import Space, find_default_space, load_space
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.storage import read_record, to_plain, write_record
@@ -497,7 +497,15 @@ def _select_decisive_options(spec: Spec) -> object:
     limits = replace(spec.limits, retained=None)
     # A run may go on where there is another device.
     compute = replace(spec.compute, device="auto")
-    return to_plain(replace(spec, search=search, measure=measure, limits=limits, compute=compute))
+    decisive = replace(
+        spec,
+        search=search,
+        measure=measure,
+        limits=limits,
+        compute=compute,
+        resources=Resources(),
+    )
+    return to_plain(decisive)
 
 
 def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,151 @@
+"""Runs a command as a child process, and tells how to go on when the process dies.
+
+When a Ray cluster loses its head, Ray's C++ ends the process of the driver: no Python in it can say
+a word. So a command that uses Ray is the child of one that does not.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from types import FrameType
+
+import yaml
+
+WATCHED_COMMANDS = ("run", "compare", "ablate")
+"""Commands that search, and so may use Ray."""
+
+PIPES_VARIABLE = "MMCOMPRESS_WATCHED"
+"""Environment variable of the child: the ends of two pipes, `READ,WRITE`."""
+
+ENDED = b"ended"
+"""What a child writes when it ends by itself, whatever its exit code is."""
+
+FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that are meant for the command. The child has a process group of its own."""
+
+DIED_EXIT_CODE = 1
+"""Exit code when the child died."""
+
+
+def is_watched(arguments: Sequence[str]) -> bool:
+    """Return whether a command line is run as a child: whether its trials run on Ray.
+
+    What can't be read counts as no: the command itself says what is wrong.
+    """
+    if not arguments or arguments[0] not in WATCHED_COMMANDS or PIPES_VARIABLE in os.environ:
+        return False
+    words: list[str] = []
+    for argument in arguments:
+        words += argument.split("=", 1)
+    for word, following in pairwise(words):
+        if word == "--workers" and following == "0":
+            return False
+        if word == "search.executor":
+            return following == "ray"
+    for argument in arguments[1:]:
+        if argument.endswith((".yaml", ".yml")):
+            return _read_executor(Path(argument)) == "ray"
+    return False
+
+
+def _read_executor(spec: Path) -> str:
+    """Return the executor of a spec; empty where the file can't be read."""
+    try:
+        data = yaml.safe_load(spec.read_text(encoding="utf-8"))
+        search = data.get("search") or {}
+        return str(search.get("executor", "ray"))
+    except (OSError, ValueError, AttributeError, yaml.YAMLError):
+        return ""
+
+
+def run_watched(arguments: Sequence[str]) -> int:
+    """Run a command as a child, and wait for it.
+
+    Args:
+        arguments: The command line, without the name of the program.
+
+    Returns:
+        The exit code of the child; `DIED_EXIT_CODE` when it died.
+    """
+    child_lives = os.pipe()
+    parent_lives = os.pipe()
+    # The child learns from one pipe that this process is gone. By the other it tells that it ended.
+    environment = {**os.environ, PIPES_VARIABLE: f"{parent_lives[0]},{child_lives[1]}"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "mmcompress.cli", *arguments],
+        env=environment,
+        pass_fds=(parent_lives[0], child_lives[1]),
+        process_group=0,
+    )
+    os.close(parent_lives[0])
+    os.close(child_lives[1])
+    with _forward_signals(child):
+        code = child.wait()
+    with os.fdopen(child_lives[0], "rb") as pipe:
+        has_ended = pipe.read() == ENDED
+    os.close(parent_lives[1])
+    if has_ended:
+        return code
+    again = list(arguments) if "--resume" in arguments else [*arguments, "--resume"]
+    print(
+        f"the process of the run died ({_describe_death(code)}); nothing that was finished is lost;"
+        f" go on with: {shlex.join(['mmcompress', *again])}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return DIED_EXIT_CODE
+
+
+@contextmanager
+def _forward_signals(child: subprocess.Popen[bytes]) -> Iterator[None]:
+    """Send signals on to a child while it runs."""
+
+    def forward(number: int, frame: FrameType | None) -> None:
+        child.send_signal(number)
+
+    handlers = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _describe_death(code: int) -> str:
+    """Return how a process ended, in words."""
+    if code < 0:
+        return f"signal {-code}, {signal.strsignal(-code)}"
+    return f"exit code {code}, without a word: its Ray cluster is gone, perhaps"
+
+
+@contextmanager
+def tell_watcher() -> Iterator[None]:
+    """Tell the process that watches this one when the block ends; end when that one is gone.
+
+    Without such a process, nothing happens.
+    """
+    pipes = os.environ.pop(PIPES_VARIABLE, "")
+    if not pipes:
+        yield
+        return
+    parent_lives, child_lives = map(int, pipes.split(","))
+    threading.Thread(target=_end_with_parent, args=(parent_lives,), daemon=True).start()
+    try:
+        yield
+    finally:
+        os.write(child_lives, ENDED)
+
+
+def _end_with_parent(parent_lives: int) -> None:
+    """End this process as SIGTERM does when its parent is gone: nobody could stop it any more."""
+    if os.read(parent_lives, 1) == b"":
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,280 @@
+"""Faults on a Ray cluster of several nodes on this machine: what goes on by itself, what resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from ray._private import ray_constants
+from small_search import go
+
+from mmcompress.results.records import Summary
+from mmcompress.search import study
+from mmcompress.search.ray_executor import RayExecutor
+from mmcompress.spec.schema import TaskResources
+from mmcompress.storage import read_record
+
+RECONNECT_SECONDS = 5
+"""Seconds after which a process gives a lost head up; Ray's default is a minute."""
+
+
+class SmallCluster:
+    """A cluster whose head runs no tasks, with some worker nodes."""
+
+    def __init__(self, nodes):
+        from ray._common.network_utils import find_free_port
+        from ray.cluster_utils import Cluster
+
+        self.cluster = Cluster(
+            initialize_head=True,
+            head_node_args={
+                "num_cpus": 0,
+                "include_dashboard": True,
+                "node_ip_address": "127.0.0.1",
+                "dashboard_host": "127.0.0.1",
+                "dashboard_port": find_free_port(),
+                "dashboard_agent_listen_port": find_free_port(),
+                "_system_config": {"gcs_rpc_server_reconnect_timeout_s": RECONNECT_SECONDS},
+            },
+        )
+        self.nodes = [self.add_node(**node) for node in nodes]
+
+    def add_node(self, **options):
+        """Add a node; it listens at the loopback address."""
+        return self.cluster.add_node(node_ip_address="127.0.0.1", **options)
+
+    def lose_node(self, node):
+        """End the raylet of a node by SIGKILL: its workers end with it."""
+        self.cluster.remove_node(node, allow_graceful=False)
+
+    def lose_head(self):
+        """End the process that knows of all nodes."""
+        self.cluster.head_node.kill_gcs_server()
+
+
+@pytest.fixture()
+def start_cluster(monkeypatch):
+    """`start_cluster(*nodes)`: a cluster with nodes of these options, which ends with the test."""
+    # Else Ray looks for the cluster at the address of the network, where it is not.
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    started = []
+
+    def start(*nodes):
+        started.append(SmallCluster(nodes))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.cluster.shutdown()
+
+
+@pytest.fixture()
+def make_executor():
+    """`make_executor(cluster, context, **options)`: an executor that lets the cluster go."""
+    made = []
+
+    def make(one, context, workers=2, **options):
+        made.append(RayExecutor(context, workers, address=one.cluster.address, **options))
+        return made[-1]
+
+    yield make
+    for executor in made:
+        executor.shutdown()
+
+
+def take_a_moment(folder, candidate):
+    """Evaluate in .3 s, and leave the process's number in the folder."""
+    import os
+    import time
+
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(0.3)
+    lost = sum(64 - units for units in candidate["kept_units"]["a"].values())
+    return {"loss": float(lost), "quality": {}, "seconds": 0.3}
+
+
+def crash_on_a_whole_node(folder, candidate):
+    """Raise for some candidates, always the same ones."""
+    if candidate["kept_units"]["b"]["0"] == 64:
+        raise RuntimeError("this structure always crashes")
+    lost = sum(64 - units for units in candidate["kept_units"]["a"].values())
+    return {"loss": float(lost), "quality": {}, "seconds": 0.0}
+
+
+def by_value(function):
+    """Return a function that goes to workers with its code: they can't import a test module."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[function.__module__])
+    return function
+
+
+def check_journal(path, trials):
+    """Every finished trial stands in the journal once, with its constraint; none is running."""
+    assert study.list_study_faults(path) == []
+    written = study.read_finished_trials(study.open_study(path))
+    keys = Counter(trial.candidate.make_key() for trial in written)
+    assert set(keys.values()) == {1}
+    assert set(keys) == {trial.candidate.make_key() for trial in trials}
+
+
+@pytest.mark.very_slow
+@pytest.mark.timeout(300)
+def test_every_worker_is_killed_once_and_no_trial_is_lost(tmp_path, start_cluster, make_executor):
+    executor = make_executor(start_cluster({"num_cpus": 2}), str(tmp_path))
+    killed = []
+    is_over = threading.Event()
+
+    def kill_each_worker_once():
+        while not is_over.wait(0.05):
+            for mark in tmp_path.iterdir():
+                if mark.name.isdigit() and mark.name not in killed and len(killed) < 4:
+                    killed.append(mark.name)
+                    os.kill(int(mark.name), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_each_worker_once)
+    killer.start()
+    try:
+        trials = go(
+            tmp_path / "j",
+            by_value(take_a_moment),
+            trials=10,
+            mutations=2,
+            workers=2,
+            retries=4,
+            executor=executor,
+        )
+    finally:
+        is_over.set()
+        killer.join()
+    assert len(killed) == 4 and len(trials) >= 10
+    assert study.count_failures(study.open_study(tmp_path / "j")) == 0
+    check_journal(tmp_path / "j", trials)
+
+
+@pytest.mark.very_slow
+@pytest.mark.timeout(300)
+def test_a_node_is_lost_and_another_one_gets_work(tmp_path, start_cluster, make_executor):
+    one = start_cluster({"num_cpus": 1}, {"num_cpus": 1})
+    executor = make_executor(one, str(tmp_path))
+    evaluated = []
+
+    def exchange_node(message, share):
+        evaluated.append(message)
+        if len(evaluated) == 4:
+            one.lose_node(one.nodes[1])
+            one.nodes.append(one.add_node(num_cpus=1))
+
+    trials = go(
+        tmp_path / "j",
+        by_value(take_a_moment),
+        trials=40,
+        mutations=4,
+        workers=2,
+        retries=3,
+        executor=executor,
+        progress=exchange_node,
+    )
+    check_journal(tmp_path / "j", trials)
+    workers = {trial.worker.partition("/")[0] for trial in trials}
+    assert one.nodes[2].node_id[:8] in workers and one.nodes[0].node_id[:8] in workers
+
+
+@pytest.mark.very_slow
+@pytest.mark.timeout(300)
+def test_a_trial_that_always_crashes_is_tried_thrice_and_recorded(
+    tmp_path, start_cluster, make_executor
+):
+    executor = make_executor(start_cluster({"num_cpus": 2}), str(tmp_path))
+    trials = go(
+        tmp_path / "j",
+        by_value(crash_on_a_whole_node),
+        trials=12,
+        mutations=2,
+        workers=2,
+        retries=2,
+        executor=executor,
+    )
+    check_journal(tmp_path / "j", trials)
+    failed = [t for t in study.open_study(tmp_path / "j").trials if "error" in t.user_attrs]
+    assert failed and all("always crashes" in t.user_attrs["error"] for t in failed)
+
+
+@pytest.mark.very_slow
+@pytest.mark.timeout(300)
+def test_trials_go_where_their_resources_are(tmp_path, start_cluster, make_executor):
+    one = start_cluster({"num_cpus": 2}, {"num_cpus": 2, "resources": {"big": 1}, "num_gpus": 1})
+    half_gpu = TaskResources(gpu=0.5, memory_gb=0.1, custom={"big": 0.25})
+    executor = make_executor(one, str(tmp_path), resources=half_gpu)
+    trials = go(tmp_path / "j", by_value(take_a_moment), trials=4, workers=2, executor=executor)
+    assert {t.worker.partition("/")[0] for t in trials} == {one.nodes[1].node_id[:8]}
+    executor.resources = TaskResources(cpu=64, custom={"none": 1})
+    told = executor.explain_wait()
+    assert told.startswith("a trial reserves 64 CPU, 1 none; the nodes have ")
+    assert "2 CPU, 1 GPU" in told and "1 big" in told
+
+
+def wait_for_stage(folder, stage, *, process, seconds=240):
+    """Wait until a run has told of a stage."""
+    log = folder / "progress.jsonl"
+    give_up_at = time.monotonic() + seconds
+    while time.monotonic() < give_up_at:
+        assert process.poll() is None, process.communicate()
+        if log.exists():
+            lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
+            if any(line.get("stage") == stage for line in lines):
+                return
+        time.sleep(0.2)
+    raise AssertionError(f"no stage '{stage}' within {seconds} s")
+
+
+@pytest.mark.very_slow
+@pytest.mark.timeout(900)
+def test_a_run_whose_cluster_loses_its_head_says_how_to_go_on_and_does(
+    tiny, tmp_path, start_cluster
+):
+    first = start_cluster({"num_cpus": 2})
+    out = tmp_path / "r"
+    command = [sys.executable, "-m", "mmcompress.cli", "run", str(tiny / "spec.yaml")]
+    command += ["--out", str(out), "--set", "search.executor=ray", "--trials", "8"]
+    process = subprocess.Popen(
+        [*command, "--ray-address", first.cluster.address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for_stage(out, "search", process=process)
+    first.lose_head()
+    _, told = process.communicate(timeout=180)
+    assert process.returncode == 1, told[-2000:]
+    last_line = told.strip().splitlines()[-1]
+    assert "nothing that was finished is lost; go on with: mmcompress run" in last_line
+    assert last_line.endswith("--resume")
+    finished = []
+    if (out / "study.journal").exists():
+        finished = study.read_finished_trials(study.open_study(out / "study.journal"))
+
+    second = start_cluster({"num_cpus": 2})
+    done = subprocess.run(
+        [*command, "--ray-address", second.cluster.address, "--resume"],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode in (0, 3), done.stderr[-2000:]
+    summary = read_record(Summary, out / "summary.json")
+    keys = {trial.candidate.make_key() for trial in summary.trials}
+    assert {trial.candidate.make_key() for trial in finished} <= keys
+    assert len(keys) == len(summary.trials)
+    doctor = [sys.executable, "-m", "mmcompress.cli", "doctor", str(out)]
+    assert subprocess.run(doctor, capture_output=True, check=False).returncode == 0
