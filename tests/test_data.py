@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from mmcompress.data.check_data import describe_shortage
 from mmcompress.data.emoji_scenes import EMOJI_NAMES, VENDORS, EmojiScenes, load_drawing
 from mmcompress.data.folder import Folder
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.errors import DataError
+from mmcompress.graph.load_spec import load_spec
 from mmcompress.runtime.images import open_image, preprocess_image
 from mmcompress.spec.schema import Data
 
@@ -182,3 +185,22 @@ def test_preprocessing_takes_any_kind_of_image(tmp_path):
     assert np.asarray(open_image(Image.new("RGBA", (2, 2), (0, 0, 0, 0)))).min() == 255
     with pytest.raises(DataError, match="not a readable image"):
         open_image(b"\x89PNG broken")
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({"train": 300, "val": 300, "test": 200}, ""),
+        (
+            {"train": 50, "val": 300, "test": 200},
+            "fewer pairs than asked for: 50 of 256 in train; 200 in test",
+        ),
+        (
+            {"train": 300, "val": 300, "test": 25},
+            "25 in test; a share of so few is known to 20% either way; more pairs say more",
+        ),
+    ],
+)
+def test_splits_of_few_pairs_are_told(tiny, counts, told):
+    spec = load_spec(tiny / "spec.yaml", {"data.calibration": 256, "data.validation_pairs": 256})
+    assert describe_shortage(spec, SimpleNamespace(count_pairs=lambda: counts)) == told

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 from mmcompress.data.base import Dataset
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.errors import DataError
 from mmcompress.graph.inputs import find_data_input
 from mmcompress.graph.ports import get_kind
 from mmcompress.spec.schema import Spec
+
+MIN_TEST_PAIRS = 100
+"""Pairs in test, below which a run says how little their figures are known."""
+
+WIDEST_SHARE_MARGIN = 0.98
+"""Half of a 95 % interval of a share, times the square root of the pairs: at a share of one half."""
 
 
 def open_data(spec: Spec) -> Dataset:
@@ -56,7 +64,10 @@ def _check_teacher_labels(spec: Spec, data: Dataset) -> None:
 
 
 def describe_shortage(spec: Spec, data: Dataset) -> str:
-    """Return a sentence on splits with fewer pairs than the spec asks for, if there are any."""
+    """Return a sentence on splits of few pairs, if there are any.
+
+    They have fewer than the spec asks for, or so few in the test split that its figures say little.
+    """
     # Only data of limited size counts its pairs.
     count_pairs = getattr(data, "count_pairs", None)
     if count_pairs is None:
@@ -68,6 +79,13 @@ def describe_shortage(spec: Spec, data: Dataset) -> str:
         for split, count in wanted_counts.items()
         if available_counts[split] < count
     ]
-    if not shortages:
-        return ""
-    return f"fewer pairs than asked for: {', '.join(shortages)}; {available_counts['test']} in test"
+    parts: list[str] = []
+    if shortages:
+        parts.append(f"fewer pairs than asked for: {', '.join(shortages)}")
+    test_count = available_counts["test"]
+    if shortages or test_count < MIN_TEST_PAIRS:
+        parts.append(f"{test_count} in test")
+    if 0 < test_count < MIN_TEST_PAIRS:
+        margin = WIDEST_SHARE_MARGIN / math.sqrt(test_count)
+        parts.append(f"a share of so few is known to {margin:.0%} either way; more pairs say more")
+    return "; ".join(parts)

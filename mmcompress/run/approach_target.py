@@ -165,8 +165,8 @@ def approach_target(
         attempts = [_update_latency(attempt, options) for attempt in attempts]
         last = attempts[-1]
         progress(
-            f"measured {last.bounded_ms:.2f} ms, target {target_ms:.2f} ms, "
-            f"give or take {last.benchmark.margin:.1%}",
+            f"measured {last.bounded_ms:.2f} ms at the machine's pace of the profile, "
+            f"target {target_ms:.2f} ms, give or take {last.benchmark.margin:.1%}",
             None,
         )
         if last.is_accepted(options):
