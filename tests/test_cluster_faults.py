@@ -22,7 +22,7 @@ from mmcompress.search.ray_executor import RayExecutor
 from mmcompress.spec.schema import TaskResources
 from mmcompress.storage import read_record
 
-RECONNECT_SECONDS = 5
+RECONNECT_SECONDS = 15
 """Seconds after which a process gives a lost head up; Ray's default is a minute."""
 
 

@@ -15,7 +15,7 @@ MIN_TEST_PAIRS = 100
 """Pairs in test, below which a run says how little their figures are known."""
 
 WIDEST_SHARE_MARGIN = 0.98
-"""Half of a 95 % interval of a share, times the square root of the pairs: at a share of one half."""
+"""Half of the 95 % interval of a share of one half, times the square root of the pairs."""
 
 
 def open_data(spec: Spec) -> Dataset:
