@@ -208,6 +208,20 @@ def test_a_known_structure_is_written_once(tmp_path):
     assert len(keys) == len(set(keys)) == len(trials)
 
 
+def test_a_search_tells_what_its_trials_are(tmp_path):
+    told = []
+    seed = Candidate(kept_units=KEPT, precision=dict.fromkeys(BLOCKS, "int8"))
+
+    def note(message, share):
+        told.append(message)
+
+    go(tmp_path / "j", trials=5, mutations=2, seeds=[seed], progress=note)
+    assert told[0] == "8 trials: 1 given, 5 proposals of the sampler, 2 exchanges of units"
+    told.clear()
+    go(tmp_path / "j", trials=5, mutations=2, progress=note)
+    assert told == []
+
+
 def test_a_structure_on_a_worker_is_not_given_to_another(tmp_path):
     """Both workers are free at first, and the space is small."""
 

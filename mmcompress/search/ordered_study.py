@@ -256,6 +256,7 @@ class OrderedSession(SearchSession):
 
     def run(self) -> None:
         """Search until nothing is left to propose."""
+        self.tell_plan()
         while True:
             self.batch: list[Proposal] = []
             self.journal.begin_batch()

@@ -433,6 +433,21 @@ class TrialJournal:
             self.sampling.add(trial)
 
 
+def describe_plan(seeds: int, samples: int, *, switches: int) -> str:
+    """Return what the trials of a session are, in words; empty where there is nothing to do."""
+    parts: list[str] = []
+    for count, noun in (
+        (seeds, "given"),
+        (samples, "proposals of the sampler"),
+        (switches, "exchanges of units"),
+    ):
+        if count:
+            parts.append(f"{count} {noun}")
+    if not parts:
+        return ""
+    return f"{seeds + samples + switches} trials: {', '.join(parts)}"
+
+
 def describe_error(error: BaseException) -> str:
     """Return type and last line of an error; the lines before it are a worker's traceback."""
     lines = str(error).strip().splitlines()
@@ -471,6 +486,7 @@ class SearchSession:
         samples_left = max(effort.trials - self.sampled, 0)
         switches_left = max(effort.level_switches - self.switched, 0)
         self.total = max(1, len(self.seeds_left) + samples_left + switches_left)
+        self.plan = describe_plan(len(self.seeds_left), samples_left, switches=switches_left)
         # A resumed search must not draw the level switches of its first session again.
         self.seed = seed
         self.rng = random.Random(f"{seed}:{journal.result_count}")
@@ -480,6 +496,7 @@ class SearchSession:
 
     def run(self) -> None:
         """Search until nothing is left to propose and nothing is running."""
+        self.tell_plan()
         while True:
             self._fill_workers()
             if not self.running:
@@ -487,6 +504,11 @@ class SearchSession:
             finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
             for future in finished:
                 self.settle_trial(self.running.pop(future))
+
+    def tell_plan(self) -> None:
+        """Tell what the trials of this session are."""
+        if self.plan:
+            self.progress(self.plan, 0.0)
 
     def _fill_workers(self) -> None:
         """Propose and submit candidates until every worker has one."""
