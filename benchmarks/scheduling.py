@@ -13,10 +13,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import logging
 import random
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
@@ -50,7 +52,7 @@ FIRST_MARK = 1_000
 """Trials after which the size of its journal is noted first."""
 NODES = ("vision", "text", "captioner", "speech")
 """Models of the pipeline that is searched."""
-UNITS = 256
+UNITS = 4096
 """Units of a block."""
 STEP = 4
 """Units that are cut at once."""
@@ -138,7 +140,9 @@ class ActorExecutor(Executor):
     """Runs trials in one actor of Ray."""
 
     def __init__(self, workers: int):
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        ray.init(
+            num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR
+        )
         make_actor = ray.remote(num_cpus=1, max_concurrency=workers)(SleepingActor)
         self.actor = make_actor.remote()
 
@@ -273,6 +277,7 @@ def measure_long_study(folder: Path) -> list[str]:
 
 def main() -> int:
     """Measure, and print the report."""
+    warnings.simplefilter("ignore")
     rows: list[Measured] = []
     for workers in itertools.chain(WORKERS, (MANY_WORKERS,)):
         with start_workers(workers) as executor:

@@ -208,6 +208,29 @@ def test_a_known_structure_is_written_once(tmp_path):
     assert len(keys) == len(set(keys)) == len(trials)
 
 
+def test_a_sampler_that_cannot_keep_up_looks_at_fewer_trials(tmp_path):
+    go(tmp_path / "j", trials=160, mutations=0, sampler="random")
+    trials = study.open_study(tmp_path / "j").get_trials()
+    sampler = sampling.Sampling(
+        "random",
+        seed=0,
+        distributions=trials[0].distributions,
+        trials=trials * 20,
+        starts=[],
+    )
+    count = lambda: len(sampler._study.get_trials(deepcopy=False))
+    before = count()
+    assert before > 4 * sampling.MIN_KNOWN_TRIALS
+    sampler.ask()
+    sampler.keep_up_(60.0)
+    assert count() == before + 1
+    for _ in range(12):
+        sampler.ask()
+        sampler.keep_up_(0.0)
+    assert sampler._max_trials == sampling.MIN_KNOWN_TRIALS
+    assert count() < 2 * sampling.MIN_KNOWN_TRIALS
+
+
 def test_a_search_tells_what_its_trials_are(tmp_path):
     told = []
     seed = Candidate(kept_units=KEPT, precision=dict.fromkeys(BLOCKS, "int8"))

@@ -277,6 +277,9 @@ class OrderedSession(SearchSession):
         """List the proposals of the batch: none of them is settled."""
         return self.batch
 
+    def _keep_up_with_workers(self) -> None:
+        """Do nothing: what is proposed must not depend on the clock."""
+
     def _fill_batch(self) -> None:
         """Propose until the batch is full, or nothing is left to propose for now."""
         while len(self.batch) < self.effort.batch:

@@ -6,6 +6,7 @@ proposal by itself. So the journal holds finished trials alone, and this study i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 import optuna
@@ -25,6 +26,12 @@ each proposal at 1,000 trials."""
 
 MAX_TRIALS = 1_000
 """Trials of any other sampler."""
+
+MIN_KNOWN_TRIALS = 64
+"""Trials that a sampler knows at least, however long its proposals take."""
+
+MEAN_WEIGHT = 0.1
+"""Weight of the latest proposal in the running mean of their seconds."""
 
 
 class Sampling:
@@ -52,13 +59,34 @@ class Sampling:
         self._sampler = make_sampler(seed)
         self._distributions = dict(distributions)
         self._max_trials = MAX_SAMPLED_TRIALS.get(sampler, MAX_TRIALS)
+        self._mean_seconds = 0.0
         self._study = self._make_study(trials)
         for point in starts:
             self._study.enqueue_trial(point, skip_if_exists=True)
 
     def ask(self) -> optuna.Trial:
         """Propose a point; its parameters are those of the space."""
-        return self._study.ask(self._distributions)
+        start = time.perf_counter()
+        trial = self._study.ask(self._distributions)
+        seconds = time.perf_counter() - start
+        self._mean_seconds += MEAN_WEIGHT * (seconds - self._mean_seconds)
+        return trial
+
+    def keep_up_(self, seconds_per_proposal: float) -> None:
+        """Look at fewer trials from now on, where proposals take longer than they may.
+
+        Samplers take about as long as the trials that they know are many.
+
+        Args:
+            seconds_per_proposal: What a proposal may take on average.
+        """
+        known_count = min(len(self._study.get_trials(deepcopy=False)), self._max_trials)
+        if self._mean_seconds <= seconds_per_proposal or known_count <= MIN_KNOWN_TRIALS:
+            return
+        self._max_trials = max(known_count // 2, MIN_KNOWN_TRIALS)
+        # The next proposals say how long they take now.
+        self._mean_seconds = 0.0
+        self._forget_old_trials()
 
     @silence_logger(OPTUNA_LOGGER)
     def tell(self, trial: optuna.Trial, result: FrozenTrial) -> None:

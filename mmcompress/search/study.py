@@ -65,6 +65,12 @@ SAMPLER_ORIGIN = "sampler"
 DASHBOARD_CONSTRAINTS_KEY = "constraints"
 """System attribute under which optuna-dashboard looks for constraints: a list, as in Optuna 4."""
 
+SAMPLING_SHARE = 0.5
+"""Share of its time that the driver may spend on proposals: then it keeps up with its workers."""
+
+MIN_WORK_SECONDS = 0.05
+"""Mean seconds of a trial below which workers are not waited for: estimates take no time."""
+
 MAX_REPEATS_PER_TRIAL = 4
 """Known candidates a sampler may propose, per trial of the session, before nothing more is sampled.
 
@@ -492,6 +498,7 @@ class SearchSession:
         self.rng = random.Random(f"{seed}:{journal.result_count}")
         self.running: dict[Future[TaskResult], RunningTrial] = {}
         self.evaluated = 0
+        self.evaluation_seconds = 0.0
         self.repeats = 0
 
     def run(self) -> None:
@@ -613,6 +620,7 @@ class SearchSession:
         error = trial.task.future.exception()
         if error is None:
             result = trial.task.future.result()
+            self.evaluation_seconds += result["seconds"]
             if math.isfinite(result["loss"]):
                 self.journal.record_result(trial.proposal, result)
             else:
@@ -622,6 +630,14 @@ class SearchSession:
             self.progress(f"a trial failed, the search goes on: {describe_error(error)}", None)
         self.evaluated += 1
         self._report_progress()
+        self._keep_up_with_workers()
+
+    def _keep_up_with_workers(self) -> None:
+        """Let the sampler look at fewer trials, when many workers wait for its proposals."""
+        mean_seconds = self.evaluation_seconds / self.evaluated
+        if self.effort.workers == 1 or mean_seconds < MIN_WORK_SECONDS:
+            return
+        self.journal.sampling.keep_up_(SAMPLING_SHARE * mean_seconds / self.effort.workers)
 
     def _report_progress(self) -> None:
         """Tell the best trial so far."""
