@@ -217,3 +217,16 @@ def test_an_option_of_another_name_is_refused(tiny, tmp_path):
     with pytest.raises(TypeError, match="unknown option 'resum'; did you mean 'resume'"):
         open_run(tiny / "spec.yaml", tmp_path / "r", resum=True)
     assert not (tmp_path / "r" / "spec.json").exists()
+
+
+def test_a_folder_in_which_nothing_was_made_is_taken_for_another_spec(tiny, tmp_path):
+    out = tmp_path / "r"
+    open_run(tiny / "spec.yaml", out, overrides={"target": "3x"})
+    (out / "progress.jsonl").write_text("")
+    run = open_run(tiny / "spec.yaml", out, overrides={"target": "1.5x", "distill.batch": 8})
+    assert run.spec.target == "1.5x"
+    (out / "profile.json").write_text("{}")
+    with pytest.raises(DataError, match="not empty; add --resume"):
+        open_run(tiny / "spec.yaml", out)
+    with pytest.raises(DataError, match=r"begun with another .* \(of distill.batch, target\)"):
+        open_run(tiny / "spec.yaml", out, resume=True)

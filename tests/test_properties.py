@@ -1392,6 +1392,11 @@ CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "search.ray_address": st.none() | names,
     "limits.size_mb": st.none() | st.floats(0, 1e9),
     "limits.node_ms": st.dictionaries(st.sampled_from(("vision", "text")), st.floats(0.01, 1e3)),
+    "compute.device": st.sampled_from(["auto", "cpu", "cuda", "mps"]),
+    "compute.precision": st.sampled_from(["auto", "fp32", "bf16", "fp16"]),
+    "resources.trial.gpu": st.floats(0, 8),
+    "search.deterministic": st.booleans(),
+    "search.batch": st.integers(1, 64),
     "measure.readings": st.just(""),
     "measure.requests": st.integers(2, 100_000),
     "measure.parallel": st.booleans(),
@@ -1453,7 +1458,8 @@ def test_an_old_name_says_what_the_new_one_says(spec_file, key, data):
     text = yaml.safe_load(SPEC)
     settings_of_section = text.setdefault(section, {})
     # Where both names are given, the old one is unknown.
-    settings_of_section.pop(new_key.rpartition(".")[2], None)
+    new_section, _, new_name = new_key.partition(".")
+    text.setdefault(new_section, {}).pop(new_name, None)
     settings_of_section[name] = value
     old_file = spec_file.with_name("old.yaml")
     old_file.write_text(yaml.safe_dump(text))

@@ -82,6 +82,15 @@ def test_a_finished_run_is_told_with_its_verdict(run_folder, tmp_path):
     assert "evaluate" in text
 
 
+def test_an_artifact_that_was_set_aside_is_not_the_end_of_a_run(run_folder, tmp_path):
+    copy = RunFolder(path=tmp_path / "r")
+    shutil.copytree(run_folder, copy.stash.path)
+    shutil.copy(copy.stash.progress, copy.progress)
+    code, text = watch(copy.path)
+    assert code == 0 and "finished:" not in text
+    assert "the run was cut off" in text and "lies in" in text
+
+
 def test_lines_are_told_with_the_time_of_the_run(folder):
     first, second = [line for line, _ in read_progress(folder.progress)]
     later = [vars(first), {**vars(second), "unix_seconds": first.unix_seconds + 4321}]

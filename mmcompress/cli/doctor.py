@@ -51,7 +51,8 @@ def _check_run(run: str, *, repair: bool) -> None:
         out.print(f"{MARKS['bad']:<22}{escape(str(finding.path))}: {escape(finding.fault)}")
     if findings:
         cure = "begin it anew" if repair else "--repair, or the run with --resume, mends it"
-        raise RunDamaged(f"{run}: {len(findings)} findings; {cure}")
+        count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
+        raise RunDamaged(f"{run}: {count}; {cure}")
     out.print(f"{MARKS['good']} {escape(run)}: whole")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 from rich.markup import escape
 from rich.table import Table
 
 from mmcompress.cli.console import Progress, out
 from mmcompress.cli.options import parse_settings, set_option
+from mmcompress.errors import SpecError
 from mmcompress.run.export_dense import export_dense
 from mmcompress.run.export_library import export_library_folders
 
@@ -31,6 +34,10 @@ def export_command(spec: str, bundle: str, as_library: bool, settings: tuple[str
     if as_library:
         _export_checkpoints(spec, bundle)
         return
+    if Path(spec).is_dir():
+        raise SpecError(
+            f"{spec}: a folder, not a spec; of a finished run, --as-transformers writes the models"
+        )
     with Progress() as on_progress:
         proofs = export_dense(
             spec, bundle, overrides=parse_settings(settings), on_progress=on_progress
@@ -54,3 +61,5 @@ def _export_checkpoints(run: str, folder: str) -> None:
         )
     for node_name, reason in written.refusals.items():
         out.print(f"{escape(node_name)}: [yellow]not written[/yellow]: {escape(reason)}")
+    count = len(written.proofs)
+    out.print(f"{count} of {count + len(written.refusals)} models written")

@@ -56,16 +56,20 @@ def _describe_state(folder: RunFolder, *, is_running: bool) -> str:
     """Return in words whether a run goes on, is finished or was cut off."""
     if is_running:
         return "the run goes on"
-    if folder.summary.exists() or folder.list_finished_subfolders():
-        place = (
-            folder
-            if folder.summary.exists()
-            else folder.get_subfolder(folder.list_finished_subfolders()[-1])
-        )
+    # An artifact that was set aside while another one was made is not the end of the run.
+    stash_name = folder.stash.path.name
+    finished = [name for name in folder.list_finished_subfolders() if name != stash_name]
+    if folder.summary.exists() or finished:
+        place = folder if folder.summary.exists() else folder.get_subfolder(finished[-1])
         summary = load_summary(place.path)
         verdict = "met" if summary.target.met else "missed"
         return (
             f"the run is finished: {summary.speedup:.2f}x, the target {summary.target.text} is "
             f"{verdict}; mmcompress show {place} says more"
+        )
+    if folder.stash.summary.exists():
+        return (
+            f"the run was cut off; the same command with --resume goes on. An artifact that is "
+            f"finished lies in {folder.stash}"
         )
     return "the run was cut off; the same command with --resume goes on"

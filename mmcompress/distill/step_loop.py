@@ -138,6 +138,7 @@ class StepLoop:
             "asked_steps": state.asked_steps,
             "planned_steps": state.planned_steps or state.asked_steps,
             "seconds": state.elapsed,
+            "patience": float(options.settings.patience),
             "is_open_ended": float(options.settings.schedule == "until_converged"),
             "has_converged": float(state.has_converged),
         }

@@ -72,7 +72,7 @@ def write_pages(page: Path, **values: object) -> Path:
     for path in (page.with_suffix(".md"), page):
         text = fill_template(path.name, **values)
         with replace_file(path) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+            unfinished.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
     return page
 
 

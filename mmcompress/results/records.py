@@ -541,9 +541,13 @@ class TrainingResult:
         if self.loss is not None and self.loss_of_twice_the_steps is not None:
             text += (
                 f" Loss on validation pairs: {self.loss:.3f}, of the dense pipeline "
-                f"{self.dense_loss:.3f}. Twice the steps are expected to bring "
-                f"{self.loss_of_twice_the_steps:.3f}."
+                f"{self.dense_loss:.3f}."
             )
+            # Below the dense loss there is nothing to predict by.
+            if self.loss_of_twice_the_steps < self.loss:
+                text += (
+                    f" Twice the steps are expected to bring {self.loss_of_twice_the_steps:.3f}."
+                )
         return text
 
 

@@ -135,7 +135,9 @@ class PacedRun:
         is_measured = run.shared.profile.exists() or run.reused_folder is not None
         preparation = 0.0 if is_measured else forecast_preparation(pace)
         require_enough_time(
-            LeastTime(preparation=preparation, artifacts=artifacts), self._count_seconds_left()
+            LeastTime(preparation=preparation, artifacts=artifacts),
+            self._count_seconds_left(),
+            max_seconds=self.max_seconds,
         )
 
     def _count_seconds_left(self) -> float:

@@ -190,19 +190,24 @@ class LeastTime:
         return self.preparation + self.artifacts
 
 
-def require_enough_time(least: LeastTime, max_seconds: float) -> None:
+def require_enough_time(least: LeastTime, seconds_left: float, *, max_seconds: float) -> None:
     """Raise `SpecError` when a run can't end in time whatever is cut.
 
     A forecast that is wrong by `FORECAST_ERROR` refuses nothing that can be done.
 
     Args:
         least: The least that the run takes.
-        max_seconds: Seconds that it may take.
+        seconds_left: Seconds that it has left.
+        max_seconds: Seconds that the command may take.
     """
-    if least.total <= FORECAST_ERROR * max_seconds:
+    if least.total <= FORECAST_ERROR * seconds_left:
         return
+    given_text = format_duration(max_seconds)
+    left_text = format_duration(seconds_left)
+    # Loading takes its time, too.
+    spent = "" if left_text == given_text else f"{left_text} of it are left: "
     raise SpecError(
-        f"--max-time {format_duration(max_seconds)}: too short: the dense pipeline alone takes "
+        f"--max-time {given_text}: too short: {spent}the dense pipeline alone takes "
         f"about {format_duration(least.preparation)}, and the least artifact "
         f"{format_duration(least.artifacts)}: give at least {format_duration(least.total)}"
     )

@@ -112,7 +112,8 @@ def _find_end(rows: HistoryRows) -> TrainingEnd:
     if settings.get("is_open_ended"):
         return "convergence" if settings["has_converged"] else "minutes"
     if find_last_step(rows) < settings["planned_steps"]:
-        return "patience"
+        # Runs of older versions did not write the patience down.
+        return "patience" if settings.get("patience", 1) else "minutes"
     if settings["planned_steps"] < settings["asked_steps"]:
         return "minutes"
     return "steps"

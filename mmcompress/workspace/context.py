@@ -446,14 +446,18 @@ def _claim_folder(run: RunContext, *, resume: bool) -> None:
     if folder.spec.exists() and resume:
         folder.check_format()
         begun_spec = read_record(Spec, folder.spec, cure=NEW_FOLDER_CURE)
-        if _select_decisive_options(begun_spec) != _select_decisive_options(run.spec):
+        changed_keys = _list_changed_keys(
+            _select_decisive_options(begun_spec), _select_decisive_options(run.spec)
+        )
+        if changed_keys:
             raise DataError(
-                f"{folder}: begun with another spec (or other overrides); use a new --out"
+                f"{folder}: begun with another spec or other overrides (of "
+                f"{', '.join(changed_keys)}); use a new --out"
             )
         if read_record(Space, folder.space, cure=NEW_FOLDER_CURE) != run.space:
             raise DataError(f"{folder}: begun with another search space; use a new --out")
         return
-    if folder.has_files():
+    if folder.has_files() and not folder.holds_claim_only():
         raise DataError(
             f"{folder}: not empty; add --resume to go on with the run in it, "
             "or choose another --out"
@@ -476,6 +480,16 @@ def _keep_readings(run: RunContext, readings: Readings) -> None:
             "use a new --out"
         )
     write_record(record, readings, indent=None)
+
+
+def _list_changed_keys(begun: object, now: object, *, prefix: str = "") -> list[str]:
+    """List the dotted keys at which two specs as plain data differ."""
+    if not isinstance(begun, dict) or not isinstance(now, dict):
+        return [] if begun == now else [prefix.rstrip(".")]
+    keys: list[str] = []
+    for key in sorted({*begun, *now}):
+        keys += _list_changed_keys(begun.get(key), now.get(key), prefix=f"{prefix}{key}.")
+    return keys
 
 
 def _select_decisive_options(spec: Spec) -> object:

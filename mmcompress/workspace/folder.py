@@ -457,6 +457,16 @@ class RunFolder:
             return False
         return any(path.name != LOCK_FILE for path in self.path.iterdir())
 
+    def holds_claim_only(self) -> bool:
+        """Return whether a run was begun in the folder, and nothing was made in it.
+
+        Its spec was refused later, or it was stopped at once.
+        """
+        claim = (self.spec, self.space, self.format, self.sources, self.timings, self.progress)
+        known_names = {LOCK_FILE, *(path.name for path in claim)}
+        names = {path.name for path in self.path.iterdir()}
+        return self.spec.name in names and names <= known_names
+
     def has_bundle(self) -> bool:
         """Return whether the compressed bundle is complete: its manifest is written last."""
         return (self.bundle / "manifest.json").exists()
