@@ -108,7 +108,7 @@ def classify_stack(frame: FrameType | None) -> str:
     if waits_for_future and "_ask_bundles" in functions:
         # Bundles answer in threads of their own.
         return "bundle"
-    is_searching = "mmcompress/search/study" in path
+    is_searching = "mmcompress/search/search_session" in path or "mmcompress/search/study" in path
     if waits_for_future and (is_searching or "_wait_for_loss" in functions):
         return "waiting"
     if any(part in path for part in ("mmcompress/data/", "runtime/images", "runtime/audio")):

@@ -34,7 +34,8 @@ from mmcompress.runtime.machine import describe_cpu
 from mmcompress.search.executors import TaskResult, call_task
 from mmcompress.search.problem import SearchProblem
 from mmcompress.search.ray_executor import RayExecutor
-from mmcompress.search.study import SearchEffort, open_study, run_study
+from mmcompress.search.search_session import SearchEffort, SessionInputs, run_study
+from mmcompress.search.study import open_study
 from mmcompress.spec.schema import TaskResources
 from mmcompress.spec.space import Dimension, Space
 
@@ -198,12 +199,14 @@ def measure(executor: Executor, workers: int) -> Measured:
         found = run_study(
             study,
             make_problem(),
-            executor=executor,
-            evaluate=sleep_a_trial,
-            starts=[],
-            seeds=[],
-            effort=SearchEffort(trials=trials, level_switches=0, workers=workers),
-            seed=0,
+            inputs=SessionInputs(
+                executor=executor,
+                evaluate=sleep_a_trial,
+                starts=[],
+                seeds=[],
+                effort=SearchEffort(trials=trials, level_switches=0, workers=workers),
+                seed=0,
+            ),
         )
         return Measured(
             workers=workers,
@@ -246,14 +249,16 @@ def measure_long_study(folder: Path) -> list[str]:
         run_study(
             study,
             make_problem(),
-            executor=InstantExecutor(),
-            evaluate=evaluate,
-            starts=[],
-            seeds=[],
-            # Random proposals fill the study; the last hundred are TPE's.
-            sampler="tpe" if trials == LONG_STUDY else "random",
-            effort=SearchEffort(trials=trials, level_switches=0, workers=1),
-            seed=0,
+            inputs=SessionInputs(
+                executor=InstantExecutor(),
+                evaluate=evaluate,
+                starts=[],
+                seeds=[],
+                # Random proposals fill the study; the last hundred are TPE's.
+                sampler="tpe" if trials == LONG_STUDY else "random",
+                effort=SearchEffort(trials=trials, level_switches=0, workers=1),
+                seed=0,
+            ),
         )
         count = len(study.get_trials(deepcopy=False))
         seconds[trials] = (time.perf_counter() - start) / max(count - before, 1)

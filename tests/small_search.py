@@ -17,6 +17,7 @@ from mmcompress.search import study
 from mmcompress.search.executors import InlineExecutor
 from mmcompress.search.ordered_study import OrderedTrials, run_ordered_study
 from mmcompress.search.problem import SearchProblem
+from mmcompress.search.search_session import SearchEffort, SessionInputs, run_study
 from mmcompress.spec.space import Dimension, Space
 
 
@@ -109,21 +110,19 @@ def go(
 ):
     book = study.open_study(path)
     executor = executor or InlineExecutor(None)
-    effort = study.SearchEffort(
-        trials=trials, level_switches=mutations, workers=workers, retries=retries
-    )
-    return study.run_study(
-        book,
-        problem(),
+    inputs = SessionInputs(
         executor=executor,
         evaluate=evaluate,
         starts=starts,
         seeds=[("knapsack", c) for c in seeds],
-        effort=effort,
+        effort=SearchEffort(
+            trials=trials, level_switches=mutations, workers=workers, retries=retries
+        ),
         seed=0,
         sampler=sampler,
         progress=progress,
     )
+    return run_study(book, problem(), inputs=inputs)
 
 
 def go_in_order(
@@ -143,15 +142,13 @@ def go_in_order(
         kept_units={n: dict.fromkeys(("0", "1"), 32) for n in BLOCKS},
         precision=dict.fromkeys(BLOCKS, "int8"),
     )
-    return run_ordered_study(
-        book,
-        problem(),
-        ordered=ordered,
+    inputs = SessionInputs(
         executor=executor or InlineExecutor(None),
         evaluate=evaluate,
         starts=[{f"nodes.{n}.prune.ffn": 0.45 for n in BLOCKS}],
         seeds=[("knapsack", half)],
-        effort=study.SearchEffort(trials=trials, level_switches=mutations, retries=0, batch=4),
+        effort=SearchEffort(trials=trials, level_switches=mutations, retries=0, batch=4),
         seed=3,
         sampler=sampler,
     )
+    return run_ordered_study(book, problem(), inputs=inputs, ordered=ordered)

@@ -24,6 +24,7 @@ from mmcompress.distill.training import Training, TrainingInputs, TrainingOption
 from mmcompress.errors import SpecError
 from mmcompress.export import family_contract as contract
 from mmcompress.export.proofs import compute_outputs
+from mmcompress.models import device as devices
 from mmcompress.models.device import CPU, choose_device, copy_to_device, get_device
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.importance.inputs import ImportanceInputs, score_units
@@ -31,11 +32,9 @@ from mmcompress.prune.refit import measure_grams, refit_in_order_
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.prune.units import choose_units
 from mmcompress.registry import IMPORTANCE
-from mmcompress.search import worker
 from mmcompress.search.sensitivity.measure import measure_sensitivity
 from mmcompress.search.worker import prune_node
 from mmcompress.spec.schema import Distill
-from mmcompress.workspace import context as run_context
 
 ALL_CRITERIA = IMPORTANCE.list_names()
 STEPS = Distill(steps=3, minutes=5, batch=4, validations=1)
@@ -197,8 +196,7 @@ def test_a_whole_run_there_gives_what_it_gives_on_the_processor(
 ):
     folder = golden_run.spec_folders(tmp_path)[name]
     here, weights = golden_run.run_pipeline(name, folder, tmp_path / "here")
-    for module in (run_context, worker):
-        monkeypatch.setattr(module, "choose_device", lambda name: accelerator)
+    monkeypatch.setattr(devices, "choose_device", lambda name: accelerator)
     there, weights_there = golden_run.run_pipeline(name, folder, tmp_path / "there")
     assert list(golden_run.differences(here, there, tolerance=1e-3)) == []
     assert list(golden_run.weight_differences(weights, weights_there, tolerance=1e-3)) == []

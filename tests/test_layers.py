@@ -27,6 +27,7 @@ DOORS = {
     "aiohttp": {"search/jobs.py"},
     "optuna": {
         "search/ordered_study.py",
+        "search/search_session.py",
         "search/study.py",
         "search/sampling.py",
         "search/samplers.py",

@@ -19,7 +19,7 @@ from small_search import go_in_order
 from mmcompress.errors import SpecError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.registry import SAMPLERS
-from mmcompress.results.records import Summary
+from mmcompress.results.records import LEVEL_SWITCH_ORIGIN, Summary
 from mmcompress.run.run_targets import run
 from mmcompress.search import study
 from mmcompress.spec.deterministic import leave_out_clocks
@@ -80,7 +80,7 @@ class InterruptedExecutor:
 @pytest.mark.examples(2)
 def test_any_number_of_workers_gives_the_same_trials(tmp_path, sampler):
     alone = go_in_order(tmp_path / "1", sampler=sampler)
-    assert {t.origin for t in alone} == {"knapsack", "sampler", study.LEVEL_SWITCH_ORIGIN}
+    assert {t.origin for t in alone} == {"knapsack", "sampler", LEVEL_SWITCH_ORIGIN}
     for workers in (2, 4):
         with ShuffledExecutor(workers, workers) as executor:
             trials = go_in_order(tmp_path / str(workers), executor=executor, sampler=sampler)

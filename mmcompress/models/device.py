@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mmcompress.errors import SpecError
 from mmcompress.models.base import Model
+from mmcompress.spec.schema import Compute
 
 CPU = torch.device("cpu")
 """The processor."""
@@ -63,6 +64,22 @@ def get_device(module: nn.Module) -> torch.device:
     for parameter in module.parameters():
         return parameter.device
     return CPU
+
+
+def place_models(models: Mapping[str, Model], compute: Compute) -> dict[str, Model]:
+    """Return models on the device that a spec computes on.
+
+    Args:
+        models: Models by node, as they were loaded.
+        compute: The section `compute` of the spec. In `fp32`, a GPU is kept from rounding to TF32.
+
+    Raises:
+        SpecError: Torch finds no such device.
+    """
+    device = choose_device(compute.device)
+    if compute.precision == "fp32":
+        forbid_tf32()
+    return {name: copy_to_device(model, device) for name, model in models.items()}
 
 
 def free_memory(device: torch.device) -> None:

@@ -34,14 +34,11 @@ from mmcompress.kinds.base import (
 from mmcompress.models.base import Model
 from mmcompress.models.device import find_device, free_memory
 from mmcompress.registry import resolve_entry
+from mmcompress.runtime.progress import ignore_progress
 from mmcompress.spec.schema import Spec
 
 Result = TypeVar("Result")
 """What a piece of work returns."""
-
-
-def _tell_nobody(message: str) -> None:
-    """Drop a message."""
 
 
 class TorchPipeline:
@@ -54,7 +51,7 @@ class TorchPipeline:
         self.spec = spec
         self.batch_size = spec.data.batch
         self.device = find_device(models)
-        self.tell_memory: Callable[[str], None] = _tell_nobody
+        self.tell_memory: Callable[[str], None] = ignore_progress
         """Called with a message when memory runs out, the first time."""
         self._has_told_memory = False
         self.unjoined_encoders = find_unjoined_encoders(spec)

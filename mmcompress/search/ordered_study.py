@@ -10,25 +10,22 @@ it has from the journal.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field, replace
 
 import optuna
 from optuna.trial import FrozenTrial
 
 from mmcompress.results.records import Trial
-from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.runtime.quiet_loggers import silence_logger
-from mmcompress.search.executors import Evaluate, TaskResult
-from mmcompress.search.problem import SearchPoint, SearchProblem
-from mmcompress.search.sampling import OPTUNA_LOGGER, Sampling
-from mmcompress.search.study import (
+from mmcompress.search.executors import TaskResult
+from mmcompress.search.problem import SearchProblem
+from mmcompress.search.sampling import OPTUNA_LOGGER
+from mmcompress.search.search_session import (
     Proposal,
-    SearchEffort,
     SearchSession,
-    SeedCandidates,
+    SessionInputs,
     TrialJournal,
     describe_error,
     never_ends,
@@ -101,30 +98,16 @@ def run_ordered_study(
     study: optuna.Study,
     problem: SearchProblem,
     *,
+    inputs: SessionInputs,
     ordered: OrderedTrials,
-    executor: Executor,
-    evaluate: Evaluate,
-    starts: Sequence[SearchPoint],
-    seeds: SeedCandidates,
-    effort: SearchEffort,
-    seed: int,
-    sampler: str = "tpe",
-    progress: StageProgress = ignore_progress,
 ) -> list[Trial]:
     """Search as `run_study` does, the same way for any number of workers.
 
     Args:
         study: From `open_study`.
         problem: The space, the budget, and how points become candidates.
+        inputs: What the session works with. It never ends by the clock.
         ordered: What the search knows. It has begun.
-        executor: Where candidates are evaluated.
-        evaluate: Measures one candidate on a worker.
-        starts: Points of the space that the sampler proposes first.
-        seeds: Candidates that are evaluated first, as they are.
-        effort: How much is searched, and how many proposals a batch has.
-        seed: Of the sampler and of the level switches.
-        sampler: Name in the registry of samplers.
-        progress: Receives the best trial so far after every evaluation.
 
     Returns:
         One trial a candidate, those of earlier artifacts included with latencies predicted anew.
@@ -132,20 +115,8 @@ def run_ordered_study(
     Raises:
         ClusterError: A worker process died.
     """
-    journal = OrderedJournal(
-        study, problem, sampler=sampler, seed=seed, starts=starts, ordered=ordered
-    )
-    session = OrderedSession(
-        journal,
-        executor,
-        evaluate=evaluate,
-        seeds=seeds,
-        effort=effort,
-        seed=seed,
-        is_over=never_ends,
-        progress=progress,
-    )
-    session.run()
+    journal = OrderedJournal(study, problem, inputs=inputs, ordered=ordered)
+    OrderedSession(journal, replace(inputs, is_over=never_ends)).run()
     return list(journal.trials_by_key.values())
 
 
@@ -160,16 +131,11 @@ class OrderedJournal(TrialJournal):
         study: optuna.Study,
         problem: SearchProblem,
         *,
-        sampler: str,
-        seed: int,
-        starts: Sequence[SearchPoint],
+        inputs: SessionInputs,
         ordered: OrderedTrials,
     ):
-        super().__init__(study, problem, sampler=sampler, seed=seed, starts=starts)
+        super().__init__(study, problem, inputs=inputs)
         self.ordered = ordered
-        self.sampler = sampler
-        self.seed = seed
-        self.starts = starts
         self.numbers_by_key: dict[str, int] = {}
         self.trials_by_key = {}
         for trial in ordered.trials:
@@ -194,13 +160,7 @@ class OrderedJournal(TrialJournal):
 
     def begin_batch(self) -> None:
         """Begin with a sampler that depends on the settled trials alone."""
-        self.sampling = Sampling(
-            self.sampler,
-            seed=self.seed + self.result_count,
-            distributions=self.distributions,
-            trials=self.ordered.entries,
-            starts=self.starts,
-        )
+        self.sampling = self.make_sampling(self.ordered.entries)
         self.numbers_by_key.clear()
 
     def number_proposals(self, proposals: Sequence[Proposal]) -> list[Proposal]:
@@ -231,7 +191,7 @@ class OrderedJournal(TrialJournal):
         key = proposal.candidate.make_key()
         entry = self.ordered.outcomes[key]
         if key in self.trials_by_key or entry in self.ordered.entries:
-            # The sampler proposed it twice within a batch.
+            # It was given twice within a batch.
             return
         if is_result(entry):
             trial = build_record(Trial, entry.user_attrs["trial"])
@@ -260,7 +220,7 @@ class OrderedSession(SearchSession):
         while True:
             self.batch: list[Proposal] = []
             self.journal.begin_batch()
-            self.rng = random.Random(f"{self.seed}:{self.journal.result_count}")
+            self.rng = self.make_dice()
             self._fill_batch()
             if not self.batch:
                 return

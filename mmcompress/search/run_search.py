@@ -21,15 +21,15 @@ from mmcompress.search.problem import (
     to_search_point,
 )
 from mmcompress.search.repair import cut_to_budget, grow_to_budget, trade_for_precision
-from mmcompress.search.sensitivity.store import Sensitivity
-from mmcompress.search.split_budget import split_budget
-from mmcompress.search.study import (
+from mmcompress.search.search_session import (
     SearchEffort,
     SeedCandidates,
-    open_study,
-    read_finished_trials,
+    SessionInputs,
     run_study,
 )
+from mmcompress.search.sensitivity.store import Sensitivity
+from mmcompress.search.split_budget import split_budget
+from mmcompress.search.study import open_study, read_finished_trials
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Dimension
 from mmcompress.storage import name_full_disk
@@ -310,35 +310,21 @@ def _run_study(
     seeds: SeedCandidates,
 ) -> list[Trial]:
     """Run an open study with the evaluator, the seed and the progress of a run."""
-    progress = partial(run.on_progress, "search")
+    inputs = SessionInputs(
+        executor=evaluator.executor,
+        evaluate=evaluator.evaluate,
+        effort=effort,
+        seed=run.spec.seed,
+        starts=starts,
+        seeds=seeds,
+        sampler=run.spec.search.sampler,
+        is_over=run.is_search_over,
+        progress=partial(run.on_progress, "search"),
+    )
     with name_full_disk(run.folder.study):
         if evaluator.ordered is not None:
-            return run_ordered_study(
-                study,
-                problem,
-                ordered=evaluator.ordered,
-                executor=evaluator.executor,
-                evaluate=evaluator.evaluate,
-                starts=starts,
-                seeds=seeds,
-                effort=effort,
-                seed=run.spec.seed,
-                sampler=run.spec.search.sampler,
-                progress=progress,
-            )
-        return run_study(
-            study,
-            problem,
-            executor=evaluator.executor,
-            evaluate=evaluator.evaluate,
-            starts=starts,
-            seeds=seeds,
-            effort=effort,
-            seed=run.spec.seed,
-            sampler=run.spec.search.sampler,
-            is_over=run.is_search_over,
-            progress=progress,
-        )
+            return run_ordered_study(study, problem, inputs=inputs, ordered=evaluator.ordered)
+        return run_study(study, problem, inputs=inputs)
 
 
 def _refit_to_budget(

@@ -17,7 +17,7 @@ from torch import Tensor
 from mmcompress.graph.structure import Candidate, Fp32Blocks, KeptUnits, find_fp32_blocks
 from mmcompress.kinds.base import Batch, Outputs
 from mmcompress.models.base import Model
-from mmcompress.models.device import CPU, choose_device, copy_to_device, forbid_tf32
+from mmcompress.models.device import CPU, place_models
 from mmcompress.models.sources import load_models
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.refit import Gram, Grams, refit_from_gram_
@@ -298,13 +298,9 @@ def _load_state(context: WorkerContext) -> _WorkerState:
     # The models of another run would take as much memory again.
     _loaded_states.clear()
     spec = build_record(Spec, context.spec)
-    device = choose_device(spec.compute.device)
-    if spec.compute.precision == "fp32":
-        forbid_tf32()
-    models = {}
-    for node_name, model in load_models(spec).items():
-        models[node_name] = copy_to_device(model, device)
+    models = place_models(load_models(spec), spec.compute)
     pipeline = TorchPipeline(spec, models)
+    device = pipeline.device
     scores: dict[str, dict[str, Tensor]] = {}
     for node_name, node_scores in context.scores.items():
         scores[node_name] = {block: _make_tensor(array) for block, array in node_scores.items()}

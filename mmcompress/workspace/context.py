@@ -31,7 +31,7 @@ from mmcompress.measure.cost_model.predictor import LinearFit
 from mmcompress.measure.devices.readings import Readings
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params, count_params_per_unit
-from mmcompress.models.device import CPU, choose_device, copy_to_device, forbid_tf32
+from mmcompress.models.device import CPU, choose_device, place_models
 from mmcompress.models.sources import load_models, load_rewind_models, pin_sources
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.registry import PRECISIONS
@@ -330,18 +330,17 @@ def open_run(
         on_progress("load", shortage, None)
     lookup_texts = read_all_lookup_texts(spec, data)
 
-    device = choose_device(spec.compute.device)
+    # A device that is not there is told before weights are loaded.
+    choose_device(spec.compute.device)
     models = load_models(spec)
     # A checkpoint that can't be rewound to is reported now, not after hours of work.
     load_rewind_models(spec, models)
     check_prune_options(spec, models)
 
-    if spec.compute.precision == "fp32":
-        forbid_tf32()
-    if device != CPU:
-        on_progress("load", f"torch computes on {device.type}", None)
-    models = {name: copy_to_device(model, device) for name, model in models.items()}
+    models = place_models(models, spec.compute)
     pipeline = TorchPipeline(spec, models)
+    if pipeline.device != CPU:
+        on_progress("load", f"torch computes on {pipeline.device.type}", None)
     pipeline.tell_memory = partial(_tell_memory, on_progress)
     blocks = {node_name: model.blocks for node_name, model in models.items()}
     seal = SplitSeal()
