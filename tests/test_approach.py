@@ -45,7 +45,6 @@ def measure(candidate):
         worst_limit_ratio=0.0,
         margin=MIN_MARGIN,
         node_ratios={node: node_ms[node] / DENSE_MS[node] for node in node_ms},
-        node_ms=node_ms,
     )
 
 

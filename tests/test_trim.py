@@ -30,7 +30,7 @@ def refuse_to_search(run, sensitivity):
 def stash_at(tiny, run_folder, machine, tmp_path):
     """`stash_at(share)`: the finished run, set aside with this latency / target; and what is prepared."""
 
-    def make(share):
+    def make(share, *, machine_speed_factor=1.0):
         out = tmp_path / "r"
         shutil.copytree(run_folder, out)
         run = open_run(tiny / "spec.yaml", out, resume=True, **machine)
@@ -44,6 +44,7 @@ def stash_at(tiny, run_folder, machine, tmp_path):
             summary,
             target=replace(summary.target, met=share <= 1),
             compressed=replace(summary.compressed, latency_ms=missed),
+            machine_speed_factor=machine_speed_factor,
         )
         write_record(out / "summary.json", summary)
         run.folder.stash_artifact()
@@ -67,6 +68,16 @@ def test_units_are_only_taken_off_after_a_small_miss(stash_at):
     assert 0.9 < fitted.predicted_ms / fitted.target_ms <= 0.975
     # What is on record is not made again.
     assert fit_structure(run, prepared, open_proposals=refuse_to_search) == fitted
+
+
+@pytest.mark.parametrize(("factor", "long_run_share"), [(1.0, 1.03), (0.98, 1.0094), (0.9, 1.0)])
+def test_a_miss_on_a_slow_machine_counts_as_it_is_in_the_long_run(stash_at, factor, long_run_share):
+    """A small part of it stays: the target was missed."""
+    run, _ = stash_at(1.03, machine_speed_factor=factor)
+    missed_target = find_small_miss(run.folder, run.spec.limits)
+    assert missed_target
+    assert missed_target.target_share == pytest.approx(1.03)
+    assert missed_target.long_run_share == pytest.approx(long_run_share)
 
 
 @pytest.mark.slow

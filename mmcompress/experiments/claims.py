@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR
+from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, summarize_pipelines
 from mmcompress.results.claims import ClaimResult
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.profile import Profile, bench_beside_dense
@@ -153,6 +153,7 @@ def _benchmark_cells(run: RunContext, names: Sequence[str], *, dense: Profile) -
     for name in names:
         bundles[name] = run.folder.get_subfolder(name).bundle
     max_requests = MAX_REQUESTS_FACTOR * run.spec.measure.requests
-    latencies = bench_beside_dense(run, bundles, dense=dense, max_requests=max_requests)
+    samples = bench_beside_dense(run, bundles, dense=dense, max_requests=max_requests)
+    latencies = summarize_pipelines(samples)
     dense_ms = latencies["fp32"].latency.p50
     return {name: latencies[name].latency.p50 / dense_ms for name in names}

@@ -206,7 +206,7 @@ def _measure_fixed(
     measured_ms = predicted_ms
     if not run.device_readings:
         benchmark = measure_structure(run, prepared.sensitivity, candidate=candidate, dense=dense)
-        measured_ms = benchmark.estimate_long_run_ms(candidate.precision, run.shared.reference_runs)
+        measured_ms = benchmark.estimate_long_run_ms(run.shared.reference_runs)
     fitted = FittedStructure(
         candidate=candidate,
         predicted_ms=predicted_ms,

@@ -19,6 +19,10 @@ from mmcompress.search.build_problem import AIMED_SHARE
 from mmcompress.search.run_search import FULL_BUDGET_SHARE
 from mmcompress.spec.schema import Limits
 
+MAX_ALLOWED_MARGIN = 0.02
+"""Share of the target: the most that a structure stays below it for a measurement that may be off.
+"""
+
 
 class Propose(Protocol):
     """Gives the structure to measure next."""
@@ -72,9 +76,18 @@ class FitAttempt:
     is more."""
 
     @property
+    def allowed_margin(self) -> float:
+        """The margin that is kept to both ends of the accepted range, as a share of the target.
+
+        It is at most `MAX_ALLOWED_MARGIN`: a wider one would leave no range, and less of the
+        budget would be used.
+        """
+        return min(self.benchmark.margin, MAX_ALLOWED_MARGIN)
+
+    @property
     def upper_share(self) -> float:
         """The most that is accepted, as a share of the target."""
-        return 1 - self.benchmark.margin
+        return 1 - self.allowed_margin
 
     def lower_share(self, tolerances: FitTolerances) -> float:
         """Return the least that is accepted, as a share of the target.
@@ -83,7 +96,7 @@ class FitAttempt:
         measured anew.
         """
         width_bound = self.upper_share - tolerances.accepted_width
-        margin_bound = MIN_TARGET_SHARE + self.benchmark.margin / 2
+        margin_bound = MIN_TARGET_SHARE + self.allowed_margin / 2
         return min(max(width_bound, margin_bound), self.upper_share - MIN_MARGIN)
 
     def compute_target_share(self, target_ms: float) -> float:
@@ -197,9 +210,7 @@ def approach_target(
 def _update_latency(attempt: FitAttempt, options: ApproachOptions) -> FitAttempt:
     """Return an attempt with its latency at the average speed of the machine so far."""
     benchmark = attempt.benchmark
-    long_run_ms = benchmark.estimate_long_run_ms(
-        attempt.trial.candidate.precision, options.reference_runs
-    )
+    long_run_ms = benchmark.estimate_long_run_ms(options.reference_runs)
     measured_ms = options.final_to_fitted * long_run_ms
     bounded_ms = max(measured_ms, benchmark.worst_limit_ratio * options.target_ms)
     return replace(attempt, measured_ms=measured_ms, bounded_ms=bounded_ms)

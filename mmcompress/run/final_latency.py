@@ -21,6 +21,7 @@ from mmcompress.measure.latency.bench import (
     bench_repeats,
     choose_comparison_seconds,
     has_time_budget,
+    summarize_pipelines,
 )
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.results.records import FreeWriting
@@ -154,17 +155,17 @@ class FinalLatency:
         """
         if not self._references or self._run.goal.kind != "speedup":
             return 1.0
-        latencies = self._sum_parts()
-        compressed = latencies.pop("compressed")
-        dense = latencies.pop("baseline")
+        samples = self._join_parts()
+        compressed = samples.pop("compressed").summarize()
         node_ms = {name: latency.p50 for name, latency in compressed.nodes.items()}
+        samples[DENSE_NAME] = samples.pop("baseline")
         # This is not added to the record: there generators replay, here they write freely.
-        runs = include_latest_run(self._run.shared.reference_runs, {DENSE_NAME: dense, **latencies})
+        runs = include_latest_run(self._run.shared.reference_runs, samples)
         return compute_machine_speed_factor(node_ms, self._candidate.precision, reference_runs=runs)
 
     def _sum_parts(self) -> dict[str, PipelineLatency]:
         """Return the latency of every bundle over all parts."""
-        return {name: samples.summarize() for name, samples in self._join_parts().items()}
+        return summarize_pipelines(self._join_parts())
 
     def _join_parts(self) -> dict[str, Samples]:
         """Return what was observed of every bundle in all parts."""

@@ -17,7 +17,7 @@ from mmcompress.measure.cost_model.plan import (
 )
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.devices.readings import Readings
-from mmcompress.measure.latency.bench import has_time_budget
+from mmcompress.measure.latency.bench import has_time_budget, summarize_pipelines
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.surgery import copy_resized
 from mmcompress.registry import PRECISIONS
@@ -96,15 +96,15 @@ def _measure_node_ratios(
     write_reference_bundles(run, plan, folder=run.shared.quantized)
     if not plan.reference_names:
         return {}
-    latencies = bench_beside_dense(
+    samples = bench_beside_dense(
         run,
         list_reference_bundles(run.shared.path, plan.reference_names),
         dense=dense,
         max_requests=run.spec.measure.requests,
     )
-    by_precision = {precision: latencies[precision] for precision in plan.every_precision}
+    by_precision = {precision: samples[precision] for precision in plan.every_precision}
     append_reference_run(run.shared.reference_runs, by_precision)
-    return compute_node_ratios(latencies)
+    return compute_node_ratios(summarize_pipelines(samples))
 
 
 def write_reference_bundles(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from mmcompress.measure.latency.bench import (
     BenchmarkOptions,
     GenerationTraces,
     PipelineLatency,
+    Samples,
 )
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
@@ -238,8 +239,13 @@ def prove_generators(
 
 
 def bench_beside_dense(
-    run: RunContext, bundles: Mapping[str, Path], *, dense: Profile, max_requests: int
-) -> dict[str, PipelineLatency]:
+    run: RunContext,
+    bundles: Mapping[str, Path],
+    *,
+    dense: Profile,
+    max_requests: int,
+    is_certain: Callable[[Mapping[str, Samples]], bool] | None = None,
+) -> dict[str, Samples]:
     """Measure bundles in turn on the requests of a run, all writing what the dense one wrote.
 
     Args:
@@ -247,9 +253,10 @@ def bench_beside_dense(
         bundles: Folders of the bundles by name.
         dense: The profile of the dense pipeline.
         max_requests: Requests to each bundle at most.
+        is_certain: Whether what was observed is enough; see `bench_with_replay`.
 
     Returns:
-        The latency of each bundle, by name.
+        What was observed of each bundle, by name.
     """
     measure = run.spec.measure
     return bench_with_replay(
@@ -263,4 +270,5 @@ def bench_beside_dense(
         ),
         dense_ms=dense.latency_ms.p50,
         benchmark=run.bench.benchmark_bundles,
+        is_certain=is_certain,
     )

@@ -6,37 +6,43 @@ import math
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.drift import (
+    ReferenceRuns,
     append_reference_run,
-    compute_machine_speed_factor,
     load_reference_runs,
 )
 from mmcompress.measure.cost_model.plan import DENSE_NAME
 from mmcompress.measure.latency.bench import (
     MAX_REQUESTS_FACTOR,
-    PipelineLatency,
+    Samples,
     has_time_budget,
+    split_by_counts,
 )
 from mmcompress.results.records import BoundKind
 from mmcompress.results.target_met import find_worst_ratio, list_node_bounds
 from mmcompress.run.profile import Profile, bench_beside_dense
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
+from mmcompress.stats import estimate_relative_margin
 from mmcompress.workspace.context import RunContext
 
 MIN_MARGIN = 0.01
-"""Share of the target: the least that a measurement may be off by. Loading a bundle anew leaves as
-much open."""
+"""Share of the target: the least that a measurement may be off by."""
 
-MAX_MARGIN = 0.02
-"""Share of the target: the most that a measured median may be off by; a p95 may be off by twice as
-much."""
+MAX_MARGIN = 0.04
+"""Share of the target: the most that the tail of a p95 is taken to be off by."""
+
+WANTED_MARGIN = 0.015
+"""Share of the target below which a structure is not loaded and measured once more."""
+
+PARTS_OF_ONE_LOAD = 4
+"""Parts of a single load whose ratios are compared, where there is no time for several loads."""
 
 MARGIN_BOOTSTRAP_DRAWS = 500
 """Resamples that the margin of a p95 is estimated from: enough for its first two digits."""
@@ -46,11 +52,34 @@ STRUCTURE_NAME = "new"
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReferenceComparison:
+    """A structure beside whole pipelines that answered the same requests in turn.
+
+    A busy machine slows a quantized model differently from one in fp32, by up to a tenth and for
+    minutes. So each node is compared with the whole node in the same precision. On one shared
+    machine, this ratio had a spread (one sigma) of 0.6 % from measurement to measurement. The ratio
+    to the dense pipeline had one of 2.4 %.
+    """
+
+    references: dict[str, str]
+    """The precision of the whole node that each node is compared with."""
+    ratio: float
+    """Latency of the structure / latency of these whole nodes: median over requests."""
+    dense_ms: float
+    """Milliseconds of the dense pipeline at the pace of the profile. For a p95, as much longer as
+    the structure's tail is longer than the dense one."""
+
+    def estimate_long_run_ms(self, reference_runs: ReferenceRuns) -> float:
+        """Return what the structure takes at the average speed of the machine so far."""
+        return self.ratio * reference_runs.average_all_nodes(self.references) * self.dense_ms
+
+
+@dataclass(frozen=True, kw_only=True)
 class StructureBenchmark:
     """The measurement of a structure."""
 
     ms: float
-    """Milliseconds a request, to compare with the target: for a speed-up, at the speed of the
+    """Milliseconds a request, to compare with the target: for a speed-up, at the pace of the
     profile."""
     worst_limit_ratio: float
     """Measured latency / its own limit, of the worst node; 0 where no node has a limit."""
@@ -58,26 +87,18 @@ class StructureBenchmark:
     """Share of the target: what the measurement may be off by."""
     node_ratios: dict[str, float]
     """Latency of each node / latency of the same node of the dense pipeline."""
-    node_ms: dict[str, float] = field(default_factory=dict)
-    """Milliseconds of each node."""
-    run_index: int | None = None
-    """Its place among the reference runs; None where the target is in milliseconds."""
+    comparison: ReferenceComparison | None = None
+    """How it compares with whole pipelines; None where the target is in milliseconds."""
 
-    def estimate_long_run_ms(self, precision: Mapping[str, str], reference_runs: Path) -> float:
+    def estimate_long_run_ms(self, reference_runs: Path) -> float:
         """Return `ms` at the average speed of the machine, so that structures can be compared.
 
         Args:
-            precision: The precision of every node.
             reference_runs: The file of the reference runs.
         """
-        if self.run_index is None:
+        if self.comparison is None:
             return self.ms
-        return self.ms * compute_machine_speed_factor(
-            self.node_ms,
-            precision,
-            reference_runs=load_reference_runs(reference_runs),
-            run_index=self.run_index,
-        )
+        return self.comparison.estimate_long_run_ms(load_reference_runs(reference_runs))
 
 
 def measure_structure(
@@ -95,40 +116,43 @@ def measure_structure(
         candidate: The structure.
         dense: The profile of the dense pipeline.
     """
-    latencies = _bench_structure(run, sensitivity, candidate=candidate, dense=dense)
-    structure = latencies.pop(STRUCTURE_NAME)
-    reference = latencies[DENSE_NAME]
     statistic = run.goal.statistic
+    samples = _bench_structure(run, sensitivity, candidate=candidate, dense=dense)
+    references = choose_references(candidate.precision, samples)
+    structure = samples[STRUCTURE_NAME].summarize()
+    reference = samples[DENSE_NAME].summarize()
+    profiled_ms: float = getattr(dense.latency_ms, statistic)
     ms: float = getattr(structure.latency, statistic)
-    run_index = None
+    comparison = None
     if run.goal.kind == "speedup":
+        whole_pipelines = {name: samples[name] for name in samples if name != STRUCTURE_NAME}
+        append_reference_run(run.shared.reference_runs, whole_pipelines)
+        tail = ms / structure.latency.p50
+        dense_tail = getattr(reference.latency, statistic) / reference.latency.p50
+        comparison = ReferenceComparison(
+            references=references,
+            ratio=statistics.median(compute_reference_ratios(samples, references)),
+            dense_ms=profiled_ms * tail / dense_tail,
+        )
         # A machine that is slower now is slower for both, though not equally.
-        reference_runs = append_reference_run(run.shared.reference_runs, latencies)
-        run_index = len(reference_runs.runs) - 1
-        ms *= getattr(dense.latency_ms, statistic) / getattr(reference.latency, statistic)
+        ms *= profiled_ms / getattr(reference.latency, statistic)
 
     def get_node_ms(kind: BoundKind, node_name: str) -> float:
         return structure.nodes[node_name].p50
 
     node_bounds = list_node_bounds(run.spec.limits, get_node_ms)
-    node_ratios = {}
-    for node_name, latency in structure.nodes.items():
-        dense_ms = reference.nodes[node_name].p50
-        if dense_ms > 0:
-            node_ratios[node_name] = latency.p50 / dense_ms
     return StructureBenchmark(
         ms=ms,
         worst_limit_ratio=find_worst_ratio(node_bounds),
-        margin=estimate_margin(structure.samples, reference.samples, statistic=statistic),
-        node_ratios=node_ratios,
-        node_ms={node_name: latency.p50 for node_name, latency in structure.nodes.items()},
-        run_index=run_index,
+        margin=estimate_margin(samples, references, statistic=statistic),
+        node_ratios=compute_paired_node_ratios(samples[STRUCTURE_NAME], samples[DENSE_NAME]),
+        comparison=comparison,
     )
 
 
 def _bench_structure(
     run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate, dense: Profile
-) -> dict[str, PipelineLatency]:
+) -> dict[str, Samples]:
     """Write the bundle of a structure and measure it in turn with the reference pipelines."""
     folder = run.folder.scratch
     models = build_pruned_models(run, sensitivity, candidate=candidate, refit=False)
@@ -142,7 +166,13 @@ def _bench_structure(
     )
     # Of a large pipeline, the sessions need the memory of the models.
     del models
-    latencies = bench_beside_dense(
+    statistic = run.goal.statistic
+
+    def is_certain(samples: Mapping[str, Samples]) -> bool:
+        references = choose_references(candidate.precision, samples)
+        return estimate_margin(samples, references, statistic=statistic) <= WANTED_MARGIN
+
+    samples = bench_beside_dense(
         run,
         {
             STRUCTURE_NAME: folder,
@@ -151,9 +181,48 @@ def _bench_structure(
         },
         dense=dense,
         max_requests=MAX_REQUESTS_FACTOR * run.spec.measure.requests,
+        is_certain=is_certain,
     )
     shutil.rmtree(folder, ignore_errors=True)
-    return latencies
+    return samples
+
+
+def choose_references(
+    precision: Mapping[str, str], samples: Mapping[str, Samples]
+) -> dict[str, str]:
+    """Return the whole pipeline that each node of a structure is compared with.
+
+    Args:
+        precision: The precision of every node that has a model.
+        samples: What was observed of the structure and of whole pipelines, by precision.
+    """
+    references: dict[str, str] = {}
+    for node_name in samples[STRUCTURE_NAME].nodes:
+        wanted = precision.get(node_name, DENSE_NAME)
+        references[node_name] = wanted if wanted in samples else DENSE_NAME
+    return references
+
+
+def compute_reference_ratios(
+    samples: Mapping[str, Samples], references: Mapping[str, str]
+) -> list[float]:
+    """Return latency of a structure / latency of its whole nodes, request by request."""
+    node_rows = [samples[precision].nodes[node] for node, precision in references.items()]
+    ratios: list[float] = []
+    for structure_ms, *whole_node_ms in zip(samples[STRUCTURE_NAME].ms, *node_rows, strict=True):
+        ratios.append(structure_ms / sum(whole_node_ms))
+    return ratios
+
+
+def compute_paired_node_ratios(structure: Samples, dense: Samples) -> dict[str, float]:
+    """Return latency of each node / latency of the dense node: medians over requests."""
+    node_ratios: dict[str, float] = {}
+    for node_name, node_ms in structure.nodes.items():
+        pairs = zip(node_ms, dense.nodes[node_name], strict=True)
+        ratios = [ms / dense_ms for ms, dense_ms in pairs if dense_ms > 0]
+        if ratios:
+            node_ratios[node_name] = statistics.median(ratios)
+    return node_ratios
 
 
 def find_reference_bundles(
@@ -179,33 +248,39 @@ def find_reference_bundles(
     return bundles
 
 
-def estimate_margin(new: Sequence[float], old: Sequence[float], *, statistic: str = "p50") -> float:
-    """Return what the ratio of two pipelines may differ by when it is measured again.
+def estimate_margin(
+    samples: Mapping[str, Samples], references: Mapping[str, str], *, statistic: str = "p50"
+) -> float:
+    """Return what the latency of a structure / that of its references may be off by.
 
-    It is sqrt(2) standard errors, for both measurements are uncertain.
-    For medians the standard error follows from the interquartile range of the ratios of pairs. For
-    p95s it is bootstrapped; they are less certain.
+    It is the half-width of the interval of 95 % over the loads, each with its own ratio. Within a
+    load, the requests share the speed of the machine and the places of the weights in memory.
+    The tail of a p95 adds sqrt(2) standard errors, which are bootstrapped over requests.
 
     Args:
-        new: Milliseconds of every request to the one pipeline.
-        old: The same of the other, request by request.
+        samples: What was observed of the structure and of whole pipelines.
+        references: The precision of the whole node that each node is compared with.
         statistic: `p50` or `p95`.
 
     Returns:
-        A share, between `MIN_MARGIN` and `MAX_MARGIN` (twice as much for a p95).
+        A share, at least `MIN_MARGIN`. The part of the tail is at most `MAX_MARGIN`.
     """
+    ratios = compute_reference_ratios(samples, references)
+    counts = samples[STRUCTURE_NAME].load_requests
+    if len(counts) < 2:
+        counts = [len(part) for part in np.array_split(ratios, PARTS_OF_ONE_LOAD)]
+    load_ratios = [statistics.median(part) for part in split_by_counts(ratios, counts)]
+    margin = max(estimate_relative_margin(load_ratios), MIN_MARGIN)
     if statistic == "p50":
-        ratios = [new_ms / old_ms for new_ms, old_ms in zip(new, old, strict=True)]
-        quartile_1, _, quartile_3 = statistics.quantiles(ratios, n=4)
-        # A normal distribution has an interquartile range of 1.349 sigma, and its median has a
-        # standard error of 1.253 sigma / sqrt(n).
-        sigma = (quartile_3 - quartile_1) / 1.349
-        error = 1.253 * sigma / math.sqrt(len(ratios)) / statistics.median(ratios)
-        margin = math.sqrt(2) * error
-        return min(max(margin, MIN_MARGIN), MAX_MARGIN)
+        return margin
+    return max(margin, _estimate_tail_margin(samples[STRUCTURE_NAME].ms, samples[DENSE_NAME].ms))
+
+
+def _estimate_tail_margin(new: Sequence[float], old: Sequence[float]) -> float:
+    """Return what the ratio of the p95s of two pipelines may differ by when measured again."""
     rows = np.random.default_rng(0).integers(0, len(new), (MARGIN_BOOTSTRAP_DRAWS, len(new)))
     new_p95s = np.percentile(np.asarray(new)[rows], 95, axis=1)
     old_p95s = np.percentile(np.asarray(old)[rows], 95, axis=1)
     p95_ratios = new_p95s / old_p95s
     margin = math.sqrt(2) * float(p95_ratios.std() / p95_ratios.mean())
-    return min(max(margin, MIN_MARGIN), 2 * MAX_MARGIN)
+    return min(margin, MAX_MARGIN)

@@ -7,7 +7,11 @@ from dataclasses import dataclass, replace
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Summary
-from mmcompress.results.target_met import compute_target_share, find_worst_limit_ratio
+from mmcompress.results.target_met import (
+    compute_long_run_target_share,
+    compute_target_share,
+    find_worst_limit_ratio,
+)
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure
 from mmcompress.run.next_artifact import Retry
 from mmcompress.run.prepared_run import PreparedRun
@@ -34,6 +38,9 @@ class MissedArtifact:
     """Its structure."""
     target_share: float
     """Measured latency / target, above 1."""
+    long_run_share: float
+    """The same as it is in the long run on this machine; at least 1. A machine that was slow for
+    some minutes would else cost units."""
 
 
 def find_small_miss(folder: RunFolder, limits: Limits) -> MissedArtifact | None:
@@ -52,7 +59,11 @@ def find_small_miss(folder: RunFolder, limits: Limits) -> MissedArtifact | None:
     if misses_a_limit or not 1 < target_share <= 1 + MAX_TRIMMED_MISS:
         return None
     fitted = read_record(FittedStructure, earlier.fitted)
-    return MissedArtifact(fitted=fitted, target_share=target_share)
+    return MissedArtifact(
+        fitted=fitted,
+        target_share=target_share,
+        long_run_share=max(compute_long_run_target_share(summary), 1.0),
+    )
 
 
 def trim_structure(
@@ -82,7 +93,7 @@ def trim_structure(
     corrected_nodes = prepared.predictor.correct_nodes(earlier.node_corrections)
     predictor = replace(corrected_nodes, p95_ratio=run.goal.compute_p95_ratio(dense_latency))
     predictor = _correct_by_measurement(
-        predictor, earlier.candidate, measured_ms=missed_target.target_share * target_ms
+        predictor, earlier.candidate, measured_ms=missed_target.long_run_share * target_ms
     )
     smaller = _cut_units(run, prepared, predictor=predictor, structure=earlier.candidate)
     if smaller is None or smaller == earlier.candidate or smaller.make_key() in plan.excluded:

@@ -147,12 +147,11 @@ class Samples:
 
     def split_loads(self) -> list[list[float]]:
         """Return the milliseconds of every request, load by load."""
-        loads: list[list[float]] = []
-        start = 0
-        for count in self.load_requests or [len(self.ms)]:
-            loads.append(self.ms[start : start + count])
-            start += count
-        return loads
+        return split_by_counts(self.ms, self.load_requests)
+
+    def sum_nodes(self) -> list[float]:
+        """Return what the nodes took together, request by request, in milliseconds."""
+        return [sum(node_ms) for node_ms in zip(*self.nodes.values(), strict=True)]
 
     def add_request(self, pipeline: Pipeline, seconds: float) -> None:
         """Add the wall time of the request that `pipeline` answered last, and that of its nodes."""
@@ -190,6 +189,26 @@ class Samples:
             in_session_ms=in_session_ms,
             traces=tuple(self.traces),
         )
+
+
+def split_by_counts(values: Sequence[float], counts: Sequence[int]) -> list[list[float]]:
+    """Return consecutive parts of a sequence.
+
+    Args:
+        values: What is split.
+        counts: The length of each part; without any, everything is one part.
+    """
+    parts: list[list[float]] = []
+    start = 0
+    for count in counts or [len(values)]:
+        parts.append(list(values[start : start + count]))
+        start += count
+    return parts
+
+
+def summarize_pipelines(samples: Mapping[str, Samples]) -> dict[str, PipelineLatency]:
+    """Return the summary of every measured pipeline, by name."""
+    return {name: pipeline_samples.summarize() for name, pipeline_samples in samples.items()}
 
 
 def choose_comparison_seconds(dense_ms: float) -> float:

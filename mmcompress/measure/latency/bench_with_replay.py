@@ -8,17 +8,24 @@ from pathlib import Path
 
 from mmcompress.measure.latency.bench import (
     BenchmarkOptions,
-    PipelineLatency,
     Request,
     Samples,
     bench_repeats,
     choose_comparison_seconds,
 )
-from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, bench_repeated
+from mmcompress.measure.latency.benchmark_in_subprocess import (
+    BenchmarkJob,
+    bench_repeated,
+    plan_load,
+)
 
 MIN_REPLAYED_REQUESTS = 8
 """Requests that a comparison chooses at least, however slow the dense pipeline is: one picture or
 recording alone would decide too much."""
+
+
+MAX_LOADS = 8
+"""Loads of quick pipelines at most in one comparison that is not certain enough before."""
 
 
 def bench_with_replay(
@@ -28,27 +35,38 @@ def bench_with_replay(
     options: BenchmarkOptions,
     dense_ms: float,
     benchmark: Callable[[BenchmarkJob, Path], dict[str, Samples]] | None = None,
-) -> dict[str, PipelineLatency]:
+    is_certain: Callable[[Mapping[str, Samples]], bool] | None = None,
+) -> dict[str, Samples]:
     """Measure bundles in turn, all writing what the dense bundle wrote for the first requests.
 
     Args:
         bundles: Folders of the bundles by name.
         requests: What to send; `select_requests` chooses the first of them.
         options: Its `traces` are those of the dense bundle. `seconds` and `loads` are replaced:
-        they
-            follow from `dense_ms`.
+            they follow from `dense_ms`.
         dense_ms: Milliseconds per request of the dense pipeline.
         benchmark: Does one job; default: `benchmark_in_subprocess`.
+        is_certain: Whether what was observed is enough. Else quick pipelines are loaded again, up
+            to `MAX_LOADS` times. It must not look at the target. By default, it is enough.
 
     Returns:
-        The summary of each bundle, by name.
+        What was observed of each bundle, by name.
     """
-    options = replace(
-        options, seconds=choose_comparison_seconds(dense_ms), loads=bench_repeats(dense_ms)
-    )
+    loads = bench_repeats(dense_ms)
+    options = replace(options, seconds=choose_comparison_seconds(dense_ms), loads=loads)
     selected_requests = select_requests(requests, len(options.traces), dense_ms=dense_ms)
     samples = bench_repeated(bundles, selected_requests, options=options, benchmark=benchmark)
-    return {name: sample.summarize() for name, sample in samples.items()}
+    if is_certain is None or loads == 1:
+        return samples
+    while loads < MAX_LOADS and not is_certain(samples):
+        sent = len(next(iter(samples.values())).ms)
+        one_load = plan_load(options, sent % len(selected_requests))
+        new_samples = bench_repeated(
+            bundles, selected_requests, options=one_load, benchmark=benchmark
+        )
+        samples = {name: samples[name] + new_samples[name] for name in samples}
+        loads += 1
+    return samples
 
 
 def select_requests(

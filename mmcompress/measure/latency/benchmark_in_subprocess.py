@@ -103,15 +103,15 @@ def bench_repeated(
             job = BenchmarkJob(
                 bundles=folders,
                 requests=saved_requests,
-                options=_plan_load(options, next_request),
+                options=plan_load(options, next_request),
             )
             for name, new_samples in benchmark(job, Path(scratch)).items():
                 samples[name] = samples[name] + new_samples
     return samples
 
 
-def _plan_load(options: BenchmarkOptions, first_request: int) -> BenchmarkOptions:
-    """Return the options of one load: its part of the work, beginning with a request."""
+def plan_load(options: BenchmarkOptions, first_request: int) -> BenchmarkOptions:
+    """Return the options of one of the loads: its part of the work, beginning with a request."""
     loads = options.loads
     return replace(
         options,
