@@ -14,6 +14,7 @@ from conftest import ROOT
 from one_node import write_one_node
 from PIL import Image
 
+import mmcompress
 from mmcompress.cli import COMMANDS, main
 from mmcompress.registry import resolve_entry
 from mmcompress.results.records import Summary
@@ -243,6 +244,13 @@ def test_a_crash_inside_a_library_leaves_the_lines_that_led_there():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode < 0 and "Current thread" in done.stderr
+
+
+def test_the_package_is_run_as_the_command():
+    """Where the folder of scripts is not on the path, as on Windows, this is what people call."""
+    line = [sys.executable, "-m", "mmcompress", "--version"]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    assert mmcompress.__version__ in done.stdout
 
 
 def test_help_imports_no_command():

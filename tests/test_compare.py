@@ -67,7 +67,7 @@ def test_every_method_goes_the_whole_way(compared, tiny, machine, tmp_path):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_every_method_leaves_a_summary_and_a_row(compared):
     folder, found = compared
     assert list(found) == ["searched", "student", "uniform", "int8"]
@@ -91,7 +91,7 @@ def test_every_method_leaves_a_summary_and_a_row(compared):
     }
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_methods_are_what_they_say(compared):
     _, found = compared
     blocks = {
@@ -112,7 +112,7 @@ def test_methods_are_what_they_say(compared):
     assert found["student"].samples != found["searched"].samples
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_done_method_is_not_done_again(compared, tiny, machine):
     folder, _ = compared
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*/summary.json")}

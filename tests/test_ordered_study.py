@@ -42,6 +42,12 @@ def count_lines(file):
     return len(file.read_text().splitlines()) if file.exists() else 0
 
 
+def mark_dear_samplers():
+    """Return every sampler; that of Gaussian processes takes a quarter of a second a proposal."""
+    marks = {"gp": [pytest.mark.very_slow]}
+    return [pytest.param(name, marks=marks.get(name, [])) for name in SAMPLERS.list_names()]
+
+
 class ShuffledExecutor(ThreadPoolExecutor):
     """Workers that take a moment each, drawn by lot: what began first need not end first."""
 
@@ -76,7 +82,7 @@ class InterruptedExecutor:
         return future
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.list_names())
+@pytest.mark.parametrize("sampler", mark_dear_samplers())
 @pytest.mark.examples(2)
 def test_any_number_of_workers_gives_the_same_trials(tmp_path, sampler):
     alone = go_in_order(tmp_path / "1", sampler=sampler)

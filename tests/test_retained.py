@@ -174,7 +174,7 @@ def test_a_slower_target_that_fails_leaves_the_others(reach, tmp_path):
     assert folder.front.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_whole_run_is_judged_on_its_validation_pairs(run_tiny, prepare_tiny, tmp_path):
     changes = {"limits.retained": 0.5, "metrics": ["agreement"]}
     folder = RunFolder(path=tmp_path / "r")

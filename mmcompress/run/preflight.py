@@ -46,6 +46,10 @@ TRIED_PRODUCTS = 2
 """Matrix products of a graph that are rounded to see that a precision runs here. ONNX Runtime's
 quantizer takes some 15 s for all of Whisper's."""
 
+TRIED_GENERATIONS = 2
+"""Validation pairs that generation is proved on. After it, fidelity is proved on many more raw
+inputs, which are written by the same loop."""
+
 EXECUTOR_SECONDS = 120.0
 """Seconds that a worker may take for its first answer: it starts and unpacks the package."""
 
@@ -267,7 +271,13 @@ def check_everything(run: RunContext, folder: Path) -> list[Proof]:
         proofs = write_bundle(run.spec, contents, folder=dense)
         started_workers.result()
         tried_precisions = helper.submit(_check_precisions, run, dense=dense, folder=folder)
-        proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=dense)
+        proofs += prove_generators(
+            run.pipeline,
+            run.models,
+            data=run.data,
+            bundle=dense,
+            max_pairs=TRIED_GENERATIONS,
+        )
         run.on_progress("check", "comparing with the models' own libraries", None)
         proofs += prove_fidelity(
             run.spec, bundle=dense, data=run.data, on_progress=partial(run.on_progress, "check")

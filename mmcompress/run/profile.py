@@ -202,6 +202,7 @@ def prove_generators(
     data: Dataset,
     bundle: Path,
     fp32_folder: Path | None = None,
+    max_pairs: int = MAX_GENERATION_PROOF_PAIRS,
 ) -> list[Proof]:
     """Compare the deployed generation of every generator with the library's own, on real contexts.
 
@@ -212,12 +213,13 @@ def prove_generators(
         bundle: The bundle that was written of them.
         fp32_folder: The fp32 files of generators that are quantized in the bundle: the loop
             itself must be exact.
+        max_pairs: Validation pairs at most.
 
     Returns:
         The proofs, failed ones included.
     """
     proofs: list[Proof] = []
-    count = max(1, min(MAX_GENERATION_PROOF_PAIRS, pipeline.batch_size // 4))
+    count = max(1, min(max_pairs, pipeline.batch_size // 4))
     batch = pipeline.collate(data.load("val", count, seed=2))
     outputs = pipeline.forward_in_pieces(models, batch)
     for node_name in pipeline.order:
