@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from mmcompress.cli import main
 from mmcompress.errors import DataError
+from mmcompress.metrics.answers import Answers
 from mmcompress.run.export_dense import export_dense
 from mmcompress.runtime.graph import load_bundle
 
@@ -78,6 +79,44 @@ def test_a_captioner_is_exported_with_its_cache_and_its_proof(write_spec, tmp_pa
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert {proof["name"] for proof in manifest["proofs"]} == {proof.name for proof in proofs}
     assert set(manifest["graph"]["nodes"]["captioner"]["files"]) == {"context", "step"}
+
+
+def test_an_exported_bundle_carries_requests_for_verify_and_bench(write_spec, tmp_path):
+    bundle = tmp_path / "b"
+    export_dense(write_spec(WITH_CAPTIONER), bundle)
+    verified = CliRunner().invoke(main, ["verify", str(bundle)])
+    assert verified.exit_code == 0, verified.output
+    assert "8 of 8 answers are those of" in verified.output
+    measured = CliRunner().invoke(main, ["bench", str(bundle), "--requests", "4", "--json"])
+    assert measured.exit_code == 0, measured.output
+
+
+def test_no_request_is_kept_where_the_spec_shows_no_samples(write_spec, tmp_path):
+    bundle = tmp_path / "b"
+    export_dense(write_spec(WITH_CAPTIONER), bundle, overrides={"report.samples": "none"})
+    assert not (bundle / "requests").exists()
+
+
+@pytest.mark.parametrize("is_alike", [True, False])
+def test_a_generator_that_writes_the_same_of_everything_is_told(
+    write_spec, tmp_path, monkeypatch, is_alike
+):
+    """As one with random weights does: before anybody spends an hour on it."""
+
+    def answer_alike(pipeline, pairs):
+        texts = tuple("a dog" if is_alike else f"{i} dogs" for i in range(len(pairs)))
+        return {"captioner": Answers(references=pairs.texts, texts=texts)}
+
+    monkeypatch.setattr("mmcompress.run.export_dense.answer_pairs", answer_alike)
+    data = "data: {kind: emoji_scenes, options: {image_size: 32, val: 16}}\n"
+    told = []
+    export_dense(
+        write_spec(WITH_CAPTIONER + data),
+        tmp_path / "b",
+        on_progress=lambda stage, message, share: told.append(message),
+    )
+    expected = "captioner: 0 of 8 answers are empty, 8 are equal to one another ('a dog')"
+    assert any(message.startswith(expected) for message in told) is is_alike
 
 
 def test_a_folder_that_holds_something_is_refused(write_spec, tmp_path):

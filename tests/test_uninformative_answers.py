@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from made_summary import make_summary
 
@@ -19,12 +20,24 @@ from mmcompress.results.records import (
     ValidationFigure,
 )
 from mmcompress.run.answers import SplitAnswers, estimate_on_long_inputs
-from mmcompress.run.count_answers import count_answers, find_text_judged_nodes
+from mmcompress.run.count_answers import count_answers, find_judged_answers
 from mmcompress.run.warnings import list_warnings
 from mmcompress.stats import PerSampleScores, Quality
 from mmcompress.storage import write_record
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.load_summary import load_summary
+
+MATCH = """\
+name: match
+inputs: {image: image, caption: text}
+nodes:
+  vision: {kind: image_encoder, source: ./clip, inputs: {image: image}}
+  words: {kind: text_encoder, source: ./clip, inputs: {text: caption}}
+  match: {kind: similarity, inputs: {query: vision.embedding, keys: words.embedding}}
+outputs: {score: match.score}
+data: {kind: emoji_scenes, options: {image_size: 32}}
+metrics: [retrieval]
+"""
 
 
 def counts(empty: int, alike: int, *, inputs: int = 100, judged: bool = True) -> AnswerCounts:
@@ -47,7 +60,7 @@ def counts(empty: int, alike: int, *, inputs: int = 100, judged: bool = True) ->
 )
 def test_empty_and_equal_answers_are_counted(tiny, texts, empty, alike, is_uninformative):
     spec = load_spec(tiny / "spec.yaml")
-    node = next(iter(find_text_judged_nodes(spec)))
+    node = next(iter(find_judged_answers(spec)))
     told = count_answers(spec, {node: texts})[node]
     assert (told.empty, told.alike, told.inputs) == (empty, alike, len(texts))
     assert told.judged and told.is_uninformative is is_uninformative
@@ -55,9 +68,49 @@ def test_empty_and_equal_answers_are_counted(tiny, texts, empty, alike, is_uninf
 
 def test_only_nodes_whose_texts_are_judged_leave_quality_undetermined(tiny):
     spec = load_spec(tiny / "spec.yaml", {"metrics": ["retrieval"]})
-    assert not find_text_judged_nodes(spec)
+    assert not find_judged_answers(spec)
     [told] = count_answers(spec, {"captioner": [""] * 4}).values()
     assert told.empty == 4 and not told.is_uninformative
+
+
+@pytest.mark.parametrize(
+    ("spread", "alike"), [(0.0, 10), (1e-4, 10), (1.0, 0)], ids=["equal", "rounding", "different"]
+)
+def test_embeddings_of_one_direction_are_counted(tiny, spread, alike):
+    """As a model with random weights gives them of everything."""
+    spec = load_spec(tiny / "spec.yaml")
+    rng = np.random.default_rng(0)
+    vectors = np.ones(32) + spread * rng.normal(size=(10, 32)) * (1 if spread < 1 else 9)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    told = count_answers(spec, {}, {"vision": vectors})["vision"]
+    assert (told.inputs, told.empty, told.alike) == (10, 0, alike)
+    assert told.describe().endswith("equal to one another") is bool(alike)
+
+
+def test_a_join_that_finds_the_same_text_for_everything_leaves_quality_undetermined(tmp_path, tiny):
+    """A random CLIP: its retrieval is a matter of chance, and so is what is retained of it."""
+    path = tmp_path / "match.yaml"
+    path.write_text(MATCH.replace("./", f"{tiny}/"))
+    spec = load_spec(path)
+    assert find_judged_answers(spec) == {"match"}
+    told = count_answers(spec, {"match": ["a red b"] * 12})["match"]
+    assert told.is_uninformative
+    summary = make_summary(dense_answers={"match": told})
+    with pytest.raises(QualityUndetermined, match="12 are equal to one another"):
+        _require_determined_quality([summary])
+
+
+def test_compressed_answers_that_are_all_alike_are_warned_of():
+    good, collapsed = counts(0, 3), counts(0, 96)
+    summary = make_summary(
+        dense_answers={"captioner": good}, compressed_answers={"captioner": collapsed}
+    )
+    [warning] = [text for text in list_warnings(summary) if "of the compressed pipeline" in text]
+    assert "96 are equal to one another" in warning and "milder target" in warning
+    both = make_summary(
+        dense_answers={"captioner": collapsed}, compressed_answers={"captioner": collapsed}
+    )
+    assert not any("of the compressed pipeline" in text for text in list_warnings(both))
 
 
 def test_undetermined_quality_is_told_everywhere(tmp_path, capsys):

@@ -17,6 +17,7 @@ from mmcompress.measure.latency.bench import BenchmarkOptions, PipelineLatency
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.runtime.check_manifest import MAX_THREADS
 from mmcompress.runtime.graph import load_bundle
+from mmcompress.runtime.sample_requests import has_requests, read_requests
 from mmcompress.storage import to_plain
 
 WARMUP_REQUESTS = 10
@@ -27,7 +28,11 @@ WARMUP_REQUESTS = 10
 @click.argument("bundle", type=click.Path())
 @click.option("--against", type=click.Path(), help="A second bundle, measured in turn with it.")
 @click.option(
-    "--input", "inputs", multiple=True, metavar="NAME=FILE", help="Requests (default: noise)."
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Requests (default: those it carries, or noise).",
 )
 @click.option(
     "--requests",
@@ -57,6 +62,8 @@ def bench_command(
     if against:
         bundles["against"] = Path(against)
     requests: list[dict[str, Any]] = [dict([parse_input(text)]) for text in inputs]
+    if not requests and has_requests(bundles["bundle"]):
+        requests = [dict(request.inputs) for request in read_requests(bundles["bundle"]).requests]
     if not requests:
         requests.append(load_bundle(bundle, threads).make_noise_request())
     options = BenchmarkOptions(warmup=WARMUP_REQUESTS, max_requests=max_requests, threads=threads)

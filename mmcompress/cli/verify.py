@@ -63,7 +63,7 @@ def _print_result(result: Verification) -> None:
         soft_wrap=True,
     )
     out.print(
-        f"{result.latency_ms:.2f} ms a request here ({escape(describe_cpu()['name'])}), "
+        f"median of {result.latency_ms:.2f} ms a request here ({escape(describe_cpu()['name'])}), "
         f"{stored.latency_ms:.2f} ms there",
         soft_wrap=True,
     )

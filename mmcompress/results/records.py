@@ -309,18 +309,19 @@ no metric of its texts tells what was lost: nearly any change leaves such answer
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerCounts:
-    """What the texts of one node of the dense pipeline look like over the test split."""
+    """What the answers of one node look like over the test split: texts, or embeddings."""
 
     inputs: int
     """Inputs that were answered."""
     empty: int
     """Answers that are empty."""
     alike: int
-    """Answers that are the most frequent text; 0 when all differ."""
+    """Answers that are the most frequent text, or embeddings of one direction; 0 when all differ.
+    """
     example: str
-    """That text."""
+    """That text; empty for embeddings."""
     judged: bool
-    """Whether a metric judges the texts of this node."""
+    """Whether a metric judges the answers of this node."""
 
     @property
     def uninformative_share(self) -> float:
@@ -329,14 +330,16 @@ class AnswerCounts:
 
     @property
     def is_uninformative(self) -> bool:
-        """Whether the texts are judged though they tell nothing."""
+        """Whether the answers are judged though they tell nothing."""
         return self.judged and self.uninformative_share >= MAX_UNINFORMATIVE_SHARE
 
     def describe(self) -> str:
         """Return the counts in words."""
         text = f"{self.empty} of {self.inputs} answers are empty"
         if self.alike:
-            text += f", {self.alike} are equal to one another ({shorten_text(self.example)!r})"
+            text += f", {self.alike} are equal to one another"
+        if self.example:
+            text += f" ({shorten_text(self.example)!r})"
         return text
 
 
@@ -637,7 +640,9 @@ class Summary:
     aimed_share: float = 1.0
     """Share of the target that the structure was chosen for."""
     dense_answers: dict[str, AnswerCounts] = field(default_factory=dict)
-    """How many texts of the dense pipeline are empty or equal to one another, by node."""
+    """How many answers of the dense pipeline are empty or equal to one another, by node."""
+    compressed_answers: dict[str, AnswerCounts] = field(default_factory=dict)
+    """The same of the compressed pipeline."""
     skipped: dict[str, str] = field(default_factory=dict)
     """What the spec asks for and went wrong after the training, with the reason: a metric that
     failed, a further split, the memory. A resumed run tries it again."""

@@ -19,13 +19,14 @@ from mmcompress.metrics.answers import (
     answer_pairs,
     score_answers,
 )
+from mmcompress.run.count_answers import count_answers
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.progress import prefix_progress
 from mmcompress.stats import PerSampleScores, Quality, estimate_quality
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 
-METRIC_TRIAL_PAIRS = 4
+METRIC_TRIAL_PAIRS = 8
 """Pairs that the metrics are tried on before the work begins."""
 
 Vectors = tuple[tuple[float, ...], ...]
@@ -102,10 +103,11 @@ def answer_split(run: RunContext, split: str) -> dict[str, SplitAnswers]:
 
 
 def try_metrics(run: RunContext, bundle: Path) -> None:
-    """Score a few answers of the dense bundle, and tell every metric that fails.
+    """Score a few answers of the dense bundle, and tell what will be of no use at the end.
 
-    A metric that fails is better known before hours of work than after them. It may do well on more
-    answers, so the run goes on.
+    A metric that fails is better known before hours of work than after them. So is a model that
+    answers everything alike, as one with random weights does. On more answers both may do well, so
+    the run goes on.
     """
     pairs = run.data.load("val", METRIC_TRIAL_PAIRS)
     answers = answer_pairs(
@@ -121,6 +123,16 @@ def try_metrics(run: RunContext, bundle: Path) -> None:
             "the run goes on, and its figure may be missing at the end",
             None,
         )
+    kept = _keep_answers(answers, scoring)
+    for node, counts in count_answers(run.spec, kept.texts, kept.vectors).items():
+        if counts.is_uninformative and counts.inputs > 1:
+            run.on_progress(
+                "check",
+                f"{node}: of the dense pipeline, {counts.describe()}: where that is so of all "
+                "inputs, the quality is undetermined at the end (exit 3). Look at the model, its "
+                "processor and the data first",
+                None,
+            )
 
 
 def list_failed_metrics(answers: Mapping[str, Mapping[str, SplitAnswers]]) -> dict[str, str]:

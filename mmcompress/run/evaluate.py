@@ -16,6 +16,7 @@ from mmcompress.measure.latency.memory import read_peak_memory_mb
 from mmcompress.results.records import (
     LONG_INPUTS,
     RETAINED_LIMIT,
+    AnswerCounts,
     SearchResult,
     Side,
     Summary,
@@ -238,9 +239,15 @@ def _build_summary(
         machine_speed_factor=latency.estimate_speed_factor(),
         writing=latency.estimate_writing(fitted),
         aimed_share=fitted.aimed_share,
-        dense_answers=count_answers(run.spec, answers["test"]["baseline"].texts),
+        dense_answers=_count_answers(run, answers["test"]["baseline"]),
+        compressed_answers=_count_answers(run, answers["test"]["compressed"]),
         skipped={**list_failed_metrics(answers), **skipped},
     )
+
+
+def _count_answers(run: RunContext, answers: SplitAnswers) -> dict[str, AnswerCounts]:
+    """Count the empty and the equal answers of one side."""
+    return count_answers(run.spec, answers.texts, answers.vectors)
 
 
 def _measure_removed(

@@ -6,17 +6,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mmcompress.data.base import Dataset
 from mmcompress.data.open_dataset import open_dataset, read_all_lookup_texts
 from mmcompress.errors import DataError
 from mmcompress.export.bundle import BundleContents, record_proofs, write_bundle
 from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import require_proofs
+from mmcompress.graph.inputs import make_request
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.metrics.answers import answer_pairs
 from mmcompress.models.sources import load_models, pin_sources
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.results.records import Proof
+from mmcompress.results.records import MAX_UNINFORMATIVE_SHARE, Proof
+from mmcompress.run.count_answers import count_answers
+from mmcompress.run.evaluate import BUNDLE_REQUESTS
 from mmcompress.run.profile import prove_generators
+from mmcompress.runtime.graph import load_bundle
+from mmcompress.runtime.machine import describe_cpu
 from mmcompress.runtime.progress import ProgressListener, ignore_progress
+from mmcompress.runtime.sample_requests import write_requests
+from mmcompress.spec.schema import Spec
+
+DRAWN_DATA = "drawn"
+"""The kind of data of a spec that names none."""
+
+MIN_COMPARED_ANSWERS = 4
+"""Answers from which it says something that all are alike."""
 
 
 def export_dense(
@@ -62,4 +77,37 @@ def export_dense(
         spec, bundle=folder, data=data, on_progress=partial(on_progress, "export")
     )
     record_proofs(folder, proofs)
-    return require_proofs(proofs)
+    require_proofs(proofs)
+    _look_at_answers(spec, data=data, bundle=folder, on_progress=on_progress)
+    return proofs
+
+
+def _look_at_answers(
+    spec: Spec, *, data: Dataset, bundle: Path, on_progress: ProgressListener
+) -> None:
+    """Put some requests with their answers into a bundle, and tell where all answers are alike.
+
+    `verify` sends the requests again on the machine that serves. Drawn inputs tell nothing of what
+    a model answers to real ones.
+    """
+    pairs = data.load("val", BUNDLE_REQUESTS)
+    pipeline = load_bundle(bundle)
+    if spec.report.samples != "none":
+        requests = [
+            make_request(spec.inputs, value, text=text)
+            for value, text in zip(pairs.inputs, pairs.texts, strict=True)
+        ]
+        write_requests(pipeline, requests, machine=describe_cpu()["name"])
+    if spec.data.kind == DRAWN_DATA or len(pairs) < MIN_COMPARED_ANSWERS:
+        return
+    texts: dict[str, tuple[str, ...]] = {}
+    for node, answers in answer_pairs(pipeline, pairs).items():
+        if answers.texts:
+            texts[node] = answers.texts
+    for node, counts in count_answers(spec, texts).items():
+        if counts.uninformative_share >= MAX_UNINFORMATIVE_SHARE:
+            on_progress(
+                "export",
+                f"{node}: {counts.describe()}: look at the model, its processor and the data",
+                None,
+            )

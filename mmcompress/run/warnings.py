@@ -59,6 +59,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
         *_warn_of_unseen_loss(summary),
         *_warn_of_weak_metrics(summary),
         *_warn_of_uninformative_answers(summary),
+        *_warn_of_collapsed_answers(summary),
         *_warn_of_long_inputs(summary),
         *_warn_of_emptied_nodes(summary),
         *_warn_of_steep_cut(summary),
@@ -177,6 +178,19 @@ def _warn_of_uninformative_answers(summary: Summary) -> list[str]:
                 "look at the model, its processor and the data before anything else"
             )
         warnings.append(text)
+    return warnings
+
+
+def _warn_of_collapsed_answers(summary: Summary) -> list[str]:
+    """Warn where the compressed answers are empty or equal, and the dense ones are not."""
+    warnings = []
+    for name, counts in summary.compressed_answers.items():
+        dense = summary.dense_answers.get(name)
+        if counts.is_uninformative and dense is not None and not dense.is_uninformative:
+            warnings.append(
+                f"{name}: of the compressed pipeline, {counts.describe()}: its answers hardly "
+                "depend on the input any more, whatever the metrics say. A milder target keeps more"
+            )
     return warnings
 
 

@@ -116,6 +116,11 @@ def write_requests(
     (folder / "requests.json").write_text(text, encoding="utf-8")
 
 
+def has_requests(bundle: Path) -> bool:
+    """Return whether a bundle carries requests."""
+    return (bundle / REQUESTS_FOLDER).exists()
+
+
 def read_requests(bundle: Path) -> StoredRequests:
     """Read the requests that a bundle carries.
 
@@ -123,9 +128,9 @@ def read_requests(bundle: Path) -> StoredRequests:
         BundleError: It carries none, or they are damaged.
     """
     folder = bundle / REQUESTS_FOLDER
-    if not folder.exists():
+    if not has_requests(bundle):
         raise BundleError(
-            f"{bundle}: carries no requests: bundles of `run` do, those of `export` and of "
+            f"{bundle}: carries no requests: bundles of `run` and `export` do, those of "
             "`report.samples: none` do not"
         )
     try:
