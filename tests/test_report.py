@@ -425,3 +425,19 @@ def test_an_ablation_has_a_section_for_each_table(tmp_path):
     assert "<h2>order</h2>" in html and "<h2>precision</h2>" in html
     assert "+5.0 ± 1.0 points" in html
     assert set(json.loads(folder.ablation.read_text())) == {"order", "precision"}
+
+
+@pytest.mark.parametrize(("margin", "is_told"), [(0.5, True), (0.0, False)])
+def test_a_target_that_is_met_or_missed_by_chance_is_told(tmp_path, capsys, margin, is_told):
+    """Another measurement may end on its other side."""
+    from mmcompress.cli.results_table import print_summary
+
+    summary = make_summary(latency_margin=margin)
+    assert summary.is_target_within_margin is is_told
+    print_summary(summary)
+    assert ("within the margin of ± 50.0%" in " ".join(capsys.readouterr().out.split())) is is_told
+    write_report(summary, tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert ("within the margin of ± 50.0 %" in page) is is_told
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert ("another measurement may end on its other side" in text) is is_told

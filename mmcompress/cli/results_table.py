@@ -72,6 +72,8 @@ def _describe_verdict(summary: Summary) -> str:
         verdict = "[green]target met[/green]"
     if not summary.compressed.latency_ms.n:
         verdict += ", as predicted"
+    if summary.is_target_within_margin:
+        verdict += f" [yellow]within the margin of ± {summary.latency_margin:.1%}[/yellow]"
     for kind in summary.target.undetermined_limits:
         verdict += f", [red]limit of {kind} undetermined[/red]"
     cross_modal = ""

@@ -651,6 +651,15 @@ class Summary:
     """What was done less of than the spec asks for, so that the run ended in time."""
 
     @property
+    def is_target_within_margin(self) -> bool:
+        """Whether the latency lies nearer to the target than it may be off by.
+
+        Another measurement may then end on the other side of it.
+        """
+        measured_ms: float = getattr(self.compressed.latency_ms, self.target.statistic)
+        return abs(measured_ms / self.target.latency_ms - 1) < self.latency_margin
+
+    @property
     def undetermined_nodes(self) -> tuple[str, ...]:
         """The nodes whose dense answers tell too little for quality to be determined."""
         return tuple(name for name, counts in self.dense_answers.items() if counts.is_uninformative)
