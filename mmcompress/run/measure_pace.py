@@ -23,6 +23,7 @@ from mmcompress.models.counts import FP32_BYTES, count_params
 from mmcompress.run.forecast import Pace
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.runtime.machine import describe_cpu
+from mmcompress.runtime.timing import Clock
 from mmcompress.search.short_finetune import MAX_VALIDATION_PAIRS
 from mmcompress.search.worker import prune_node
 from mmcompress.spec.schema import Distill
@@ -35,8 +36,15 @@ PACE_SEED = 999_983
 MAX_PACE_SECONDS = 2.0
 """Seconds that one measured step may be expected to take; else it has fewer pairs."""
 
-PACE_TRIES = 2
+MIN_PACE_TRIES = 2
 """Times that each piece of work is timed, unless it is slow."""
+
+MAX_PACE_TRIES = 20
+"""Times that quick work is timed at most. Where other work takes turns with it on the processor,
+most of its times are far too long, and one of many is not."""
+
+QUICK_PACE_SECONDS = 0.5
+"""Seconds for which quick work is timed again."""
 
 STEP_PASSES = 5
 """Forward passes that a training step, with that of the teacher, is expected to last as long as."""
@@ -75,15 +83,15 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
     spec = run.spec
     search = spec.search
     is_inline = search.executor == "inline"
-    first_seconds = _time(run, lambda: _forward(run, count=2, split="train"))
+    first_seconds = time_least(run.clock, lambda: _forward(run, count=2, split="train"))
     step_pairs = _choose_pairs(first_seconds / 2, passes=STEP_PASSES, wanted=spec.distill.batch)
     trial_pairs = _choose_pairs(first_seconds / 2, passes=1, wanted=spec.data.validation_pairs)
     with _use_threads(spec.measure.threads if is_inline else 1):
-        trial_seconds = _time(run, lambda: _forward(run, count=trial_pairs, split="val"))
+        trial_seconds = time_least(run.clock, lambda: _forward(run, count=trial_pairs, split="val"))
         cut_seconds = 0.0
         # Where losses are estimated, no trial cuts anything.
         if prepared is not None and search.evaluator == "measured":
-            cut_seconds = _time(run, lambda: _cut_models(run, prepared))
+            cut_seconds = time_least(run.clock, lambda: _cut_models(run, prepared))
     draw_seconds, teacher_seconds, student_seconds = _time_step(run, pairs=step_pairs)
     dense_ms = 1e3 * first_seconds / 2
     if prepared is not None:
@@ -137,15 +145,19 @@ def _find_new_pairs_share(run: RunContext) -> float:
     return min(count_distinct_draws(steps, settings.max_passes) / steps, 1.0)
 
 
-def _time(run: RunContext, work: Callable[[], object]) -> float:
+def time_least(clock: Clock, work: Callable[[], object]) -> float:
     """Return the least seconds that some work takes: what else runs on a machine only adds time."""
     least = math.inf
-    start = run.clock.read_seconds()
-    for _ in range(PACE_TRIES):
-        try_start = run.clock.read_seconds()
+    start = clock.read_seconds()
+    for tries in range(1, MAX_PACE_TRIES + 1):
+        try_start = clock.read_seconds()
         work()
-        least = min(least, run.clock.read_seconds() - try_start)
-        if run.clock.read_seconds() - start > MAX_PACE_SECONDS:
+        now = clock.read_seconds()
+        least = min(least, now - try_start)
+        spent = now - start
+        # A clock that stands still, as in a run without time, tells no more by another try.
+        is_enough = spent > QUICK_PACE_SECONDS or spent == 0
+        if spent > MAX_PACE_SECONDS or (tries >= MIN_PACE_TRIES and is_enough):
             break
     return least
 
@@ -186,7 +198,7 @@ def _cut_models(run: RunContext, prepared: PreparedRun) -> None:
 
 def _time_step(run: RunContext, *, pairs: int) -> tuple[float, float, float]:
     """Return the seconds of drawing, of the teacher and of the student in one training step."""
-    draw_seconds = _time(run, lambda: _draw(run, pairs))
+    draw_seconds = time_least(run.clock, lambda: _draw(run, pairs))
     batch = _draw(run, pairs)
     teacher = Teacher(run.pipeline, run.models, cache_bytes=0)
     inputs = TrainingInputs(pipeline=run.pipeline, teacher=teacher, data=run.data)
@@ -195,10 +207,10 @@ def _time_step(run: RunContext, *, pairs: int) -> tuple[float, float, float]:
     training = Training(student, inputs, options=options)
     optimizer = training.make_optimizer()
     with multiply_in(training.product_type, training.device):
-        teacher_seconds = _time(run, lambda: teacher(batch))
+        teacher_seconds = time_least(run.clock, lambda: teacher(batch))
     # The first step allocates the gradients and the moments.
     training.advance_(optimizer, batch[slice(0, 2)], rate=0.0)
-    step_seconds = _time(run, lambda: training.advance_(optimizer, batch, rate=0.0))
+    step_seconds = time_least(run.clock, lambda: training.advance_(optimizer, batch, rate=0.0))
     return draw_seconds, teacher_seconds, max(step_seconds - teacher_seconds, 0.0)
 
 

@@ -134,11 +134,13 @@ class PacedRun:
             artifacts += forecast_round(pace, plan_least_work(pace, wanted), share=share).total
         is_measured = run.shared.profile.exists() or run.reused_folder is not None
         preparation = 0.0 if is_measured else forecast_preparation(pace)
-        require_enough_time(
+        warning = require_enough_time(
             LeastTime(preparation=preparation, artifacts=artifacts),
             self._count_seconds_left(),
             max_seconds=self.max_seconds,
         )
+        if warning:
+            run.on_progress("time", warning, None)
 
     def _count_seconds_left(self) -> float:
         """Return the seconds that the command has left."""

@@ -31,8 +31,12 @@ DURATION = re.compile(r"(?:\d+(?:\.\d+)?[hms])+")
 PLAN_RESERVE = 1.15
 """Factor on a forecast that has to fit: it may be wrong by so much before a run ends late."""
 
-FORECAST_ERROR = 1.5
-"""Factor that a forecast may be wrong by."""
+REFUSED_FACTOR = 3.0
+"""Factor by which the least work must exceed a time for it to be refused.
+
+A busy machine makes forecasts too long. To refuse what can be done costs a person more than to try
+what can't: the run is cut to fit, and tells what it cut.
+"""
 
 MIN_TRIALS = 4
 """Proposals that every search makes, unless the spec asks for fewer."""
@@ -190,18 +194,24 @@ class LeastTime:
         return self.preparation + self.artifacts
 
 
-def require_enough_time(least: LeastTime, seconds_left: float, *, max_seconds: float) -> None:
+def require_enough_time(least: LeastTime, seconds_left: float, *, max_seconds: float) -> str:
     """Raise `SpecError` when a run can't end in time whatever is cut.
-
-    A forecast that is wrong by `FORECAST_ERROR` refuses nothing that can be done.
 
     Args:
         least: The least that the run takes.
         seconds_left: Seconds that it has left.
         max_seconds: Seconds that the command may take.
+
+    Returns:
+        A warning where it may end late; empty where it is expected to end in time.
     """
-    if least.total <= FORECAST_ERROR * seconds_left:
-        return
+    if least.total <= seconds_left:
+        return ""
+    if least.total <= REFUSED_FACTOR * seconds_left:
+        return (
+            f"--max-time {format_duration(max_seconds)} may be too short: the least that the run "
+            f"does is forecast to take {format_duration(least.total)}; it goes on with that"
+        )
     given_text = format_duration(max_seconds)
     left_text = format_duration(seconds_left)
     # Loading takes its time, too.
