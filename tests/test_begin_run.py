@@ -145,7 +145,7 @@ def test_ctrl_c_is_exit_130_with_the_line_that_goes_on(tiny, tmp_path, monkeypat
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mmcompress.cli.run.run_targets", interrupt)
+    monkeypatch.setattr("mmcompress.run.run_targets.run_targets", interrupt)
     spec, out = str(tiny / "spec.yaml"), str(tmp_path / "my run")
     arguments = ["run", spec, "--out", out, *given]
     result = CliRunner().invoke(main, arguments)
@@ -196,7 +196,7 @@ def test_sigterm_is_exit_143_with_the_line_that_goes_on(tiny, tmp_path, monkeypa
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr("mmcompress.cli.run.run_targets", terminate)
+    monkeypatch.setattr("mmcompress.run.run_targets.run_targets", terminate)
     handler = signal.getsignal(signal.SIGTERM)
     arguments = ["run", str(tiny / "spec.yaml"), "--out", str(tmp_path / "r")]
     result = CliRunner().invoke(main, arguments)

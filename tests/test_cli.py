@@ -253,6 +253,20 @@ def test_the_package_is_run_as_the_command():
     assert mmcompress.__version__ in done.stdout
 
 
+def test_a_wrong_spec_is_told_before_torch_is_imported(tmp_path):
+    spec = tmp_path / "wrong.yaml"
+    spec.write_text("name: wrong\nnodez: {}\n")
+    code = (
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "from click.testing import CliRunner\n"
+        "from mmcompress.cli import main\n"
+        f"done = CliRunner().invoke(main, ['run', {str(spec)!r}, '--out', {str(tmp_path / 'r')!r}])\n"
+        "assert done.exit_code == 2 and 'nodez' in done.output, done.output\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_help_imports_no_command():
     code = (
         "import sys\n"

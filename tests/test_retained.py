@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,6 +33,8 @@ ARTIFACT = ["search", "train", "export", "evaluate", "report"]
 """What is done for the one artifact of a target."""
 
 DENSE = Latency(p50=30.0, p95=60.0, n=9)
+
+SHIPPED_SPEC = str(Path(__file__).resolve().parents[1] / "pipelines/clip_captioner.yaml")
 
 
 @pytest.fixture()
@@ -291,8 +294,10 @@ def test_the_report_shows_what_is_kept_and_the_slower_targets(tmp_path):
 
 def run_command(monkeypatch, tmp_path, summaries):
     """Return what `mmcompress run` ends with when the run comes to some summaries."""
-    monkeypatch.setattr("mmcompress.cli.run.run_targets", lambda *args, **options: summaries)
-    return CliRunner().invoke(main, ["run", "spec.yaml", "--out", str(tmp_path / "r")])
+    monkeypatch.setattr(
+        "mmcompress.run.run_targets.run_targets", lambda *args, **options: summaries
+    )
+    return CliRunner().invoke(main, ["run", SHIPPED_SPEC, "--out", str(tmp_path / "r")])
 
 
 def test_a_miss_ends_with_exit_code_3_and_says_what_was_reached_where(monkeypatch, tmp_path):

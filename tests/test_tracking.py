@@ -44,6 +44,8 @@ except TrackingError as error:
     sys.exit(f"told: {error}")
 """
 
+SHIPPED_SPEC = str(Path(__file__).resolve().parents[1] / "pipelines/clip_captioner.yaml")
+
 
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -74,9 +76,9 @@ class Gone:
 
 
 def test_a_server_that_goes_away_costs_no_result(monkeypatch, tmp_path):
-    monkeypatch.setattr("mmcompress.cli.run.run_targets", lambda *a, **o: [make_summary()])
+    monkeypatch.setattr("mmcompress.run.run_targets.run_targets", lambda *a, **o: [make_summary()])
     monkeypatch.setattr("mmcompress.cli.run.open_tracker", lambda address: Gone())
-    command = ["run", "spec.yaml", "--out", str(tmp_path / "r"), "--track", "mlflow:http://x"]
+    command = ["run", SHIPPED_SPEC, "--out", str(tmp_path / "r"), "--track", "mlflow:http://x"]
     done = CliRunner().invoke(main, command)
     assert done.exit_code == 0, done.output
     assert "the result was not tracked: mlflow at http://x: connection refused" in done.output

@@ -103,3 +103,29 @@ def test_a_folder_without_a_run_is_told(tmp_path):
     assert code != 0
     with hold_folder(tmp_path):
         assert is_held(RunFolder(path=tmp_path))
+
+
+def test_a_run_that_has_not_begun_yet_is_waited_for(tmp_path, monkeypatch):
+    """Its process imports torch and loads its models before it writes a line."""
+    waits = []
+
+    def begin(seconds):
+        waits.append(seconds)
+        if len(waits) == 3:
+            folder = RunFolder(path=tmp_path)
+            folder.write_format()
+            log = ProgressLog(folder, lambda *told: None)
+            log("load", "two models", None)
+
+    monkeypatch.setattr("mmcompress.cli.watch.time.sleep", begin)
+    code, output = watch(tmp_path)
+    assert code == 0 and "waiting up to 60 s" in output and "two models" in output
+    assert len(waits) == 3
+
+
+def test_a_folder_in_which_nothing_begins_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmcompress.cli.watch.MAX_WAIT_SECONDS", 0.01)
+    code, output = watch(tmp_path)
+    assert code == 2 and "no run has begun in this folder" in output
+    code, output = watch(tmp_path, "--once")
+    assert code == 2 and "waiting" not in output

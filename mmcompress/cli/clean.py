@@ -15,7 +15,7 @@ from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.environment import BYTES_PER_MB
 from mmcompress.workspace.clean import DiskPart, delete_parts, list_cache_parts, list_run_parts
 from mmcompress.workspace.folder import RunFolder
-from mmcompress.workspace.hold_folder import hold_folder
+from mmcompress.workspace.hold_folder import WAIT, hold_folder
 
 LISTED_BYTES = 100_000
 """Bytes from which a file that stays has a line of its own."""
@@ -39,7 +39,7 @@ def clean_command(run: str | None, cache: bool, yes: bool, dry_run: bool) -> Non
     folder = RunFolder(path=Path(str(run)))
     if not folder.spec.exists():
         raise DataError(f"{folder}: no run has begun in this folder")
-    with hold_folder(folder.path):
+    with hold_folder(folder.path, cure=WAIT):
         _offer(list_run_parts(folder), base=folder.path, yes=yes, dry_run=dry_run)
 
 

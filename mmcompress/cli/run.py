@@ -33,10 +33,15 @@ from mmcompress.errors import (
     TargetNotMet,
     TrackingError,
 )
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.registry import resolve_entry
 from mmcompress.report.trackers.base import Tracker, open_tracker
 from mmcompress.results.records import RETAINED_LIMIT, Summary
-from mmcompress.run.run_targets import run_targets
 from mmcompress.workspace.folder import RunFolder
+
+RUN_TARGETS = "mmcompress.run.run_targets:run_targets"
+"""What does the work. It takes torch, which needs seconds to be imported: a spec that is wrong is
+told before."""
 
 
 @click.command("run")
@@ -71,11 +76,12 @@ def run_command(
     """Compress a pipeline to its target: profile, search, prune, distill, quantize, export,
     measure, report."""
     overrides = collect_overrides(**options)
+    load_spec(spec, overrides)
     folder = folder or choose_default_folder(spec, overrides)
     # A server that does not answer is told now, not after the run.
     trackers = [open_tracker(address) for address in track_addresses]
     with Progress(choose_progress_form(as_json, quiet)) as on_progress:
-        summaries = run_targets(
+        summaries: Sequence[Summary] = resolve_entry(RUN_TARGETS)(
             spec,
             folder,
             space=space,

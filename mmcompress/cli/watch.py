@@ -12,6 +12,7 @@ from mmcompress.cli.console import (
     Progress,
     add_progress_options,
     choose_progress_form,
+    err,
     out,
 )
 from mmcompress.errors import DataError
@@ -23,6 +24,9 @@ from mmcompress.workspace.progress_log import read_progress
 SECONDS_BETWEEN_LOOKS = 0.5
 """Seconds after which the folder is looked at again."""
 
+MAX_WAIT_SECONDS = 60.0
+"""Seconds that a run may take to write its first line: it imports torch and loads its models."""
+
 
 @click.command("watch")
 @click.argument("folder", metavar="RUN", type=click.Path())
@@ -31,8 +35,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 def watch_command(folder: str, once: bool, as_json: bool, quiet: bool) -> None:
     """Follow a run that another process works on, from its folder, until it ends."""
     run_folder = RunFolder(path=Path(folder))
-    if not run_folder.progress.exists():
-        raise DataError(f"{folder}: no run has begun in this folder")
+    _wait_for_first_line(run_folder, max_seconds=0.0 if once else MAX_WAIT_SECONDS)
     offset = 0
     lines = [line for line, _ in read_progress(run_folder.progress)]
     told_at = lines[0].unix_seconds if lines else time.time()
@@ -50,6 +53,24 @@ def watch_command(folder: str, once: bool, as_json: bool, quiet: bool) -> None:
             time.sleep(SECONDS_BETWEEN_LOOKS)
     if not as_json:
         out.print(escape(_describe_state(run_folder, is_running=is_running)), soft_wrap=True)
+
+
+def _wait_for_first_line(folder: RunFolder, *, max_seconds: float) -> None:
+    """Wait until a run has begun in a folder.
+
+    Raises:
+        DataError: None has begun within these seconds.
+    """
+    end_seconds = time.monotonic() + max_seconds
+    if not folder.progress.exists() and max_seconds:
+        err.print(
+            f"no run has begun in {escape(str(folder))}: waiting up to {max_seconds:.0f} s for one",
+            soft_wrap=True,
+        )
+    while not folder.progress.exists():
+        if time.monotonic() >= end_seconds:
+            raise DataError(f"{folder}: no run has begun in this folder")
+        time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
 def _describe_state(folder: RunFolder, *, is_running: bool) -> str:

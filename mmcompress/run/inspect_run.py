@@ -21,7 +21,7 @@ from mmcompress.run.check_records import (
 from mmcompress.search.study import list_study_faults, open_study
 from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RunFolder
-from mmcompress.workspace.hold_folder import hold_folder, is_held
+from mmcompress.workspace.hold_folder import WAIT, hold_folder, is_held
 
 UNFINISHED_SUFFIX = ".new"
 """End of the name of a file or folder that is being written."""
@@ -94,7 +94,7 @@ def repair_run(path: str | Path, *, tell: Callable[[str], None]) -> None:
     folder = RunFolder(path=Path(path))
     nodes = _read_nodes(folder)
     mover = DamagedFileMover(tell)
-    with hold_folder(path):
+    with hold_folder(path, cure=WAIT):
         check_shared_records(folder, mover)
         for target in _list_target_folders(folder):
             target.finish_interrupted_move()

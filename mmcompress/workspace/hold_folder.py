@@ -16,15 +16,22 @@ from pathlib import Path
 from mmcompress.errors import DataError
 from mmcompress.workspace.folder import RunFolder
 
+WAIT_OR_CHOOSE = "wait for its end or stop it, or choose another --out"
+"""What helps a command that takes `--out` when another process holds its folder."""
+
+WAIT = "wait for its end, or stop it first"
+"""What helps a command that is about this very folder."""
+
 
 @contextmanager
-def hold_folder(path: str | Path) -> Iterator[None]:
+def hold_folder(path: str | Path, *, cure: str = WAIT_OR_CHOOSE) -> Iterator[None]:
     """Hold a run folder for the length of a block; it is made when it is missing.
 
     A lock that a dead process of this machine left is taken over.
 
     Args:
         path: The run folder. When it is empty at the end, it is removed again.
+        cure: What helps when another process holds it, for a person.
 
     Raises:
         DataError: Another process holds it, or it can't be written.
@@ -33,7 +40,7 @@ def hold_folder(path: str | Path) -> Iterator[None]:
     is_new = not folder.path.exists()
     descriptor = _open_lock(folder)
     try:
-        _take_lock(folder, descriptor)
+        _take_lock(folder, descriptor, cure=cure)
         try:
             yield
         finally:
@@ -78,7 +85,7 @@ def _open_lock(folder: RunFolder) -> int:
         ) from error
 
 
-def _take_lock(folder: RunFolder, descriptor: int) -> None:
+def _take_lock(folder: RunFolder, descriptor: int, *, cure: str) -> None:
     """Lock the open file and write down who holds it. Raises `DataError` where another does."""
     has_lock = True
     try:
@@ -86,8 +93,7 @@ def _take_lock(folder: RunFolder, descriptor: int) -> None:
     except BlockingIOError:
         owner = _read_owner(descriptor)
         raise DataError(
-            f"{folder}: {_describe_owner(owner)} is working on this run: "
-            "wait for its end or stop it, or choose another --out"
+            f"{folder}: {_describe_owner(owner)} is working on this run: {cure}"
         ) from None
     except OSError:
         # Some network file systems have no such locks: there the file alone tells.
