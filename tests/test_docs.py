@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -10,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from made_summary import make_summary
 
 from mmcompress.cli import main
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.workspace.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -111,3 +114,23 @@ def test_pages_written_from_the_code_are_those_of_today():
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def list_documented_keys(page: str, event: str) -> set[str]:
+    """Return the keys in the table of an event."""
+    section = page.split(f"## `{event}`\n")[1].split("\n## ")[0]
+    return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
+def test_the_keys_of_every_event_are_documented(capsys, tmp_path):
+    from mmcompress.cli.console import Progress
+    from mmcompress.cli.run import _write_result_event
+
+    page = (ROOT / "docs/reference/events.md").read_text(encoding="utf-8")
+    _write_result_event(make_summary(), RunFolder(path=tmp_path))
+    with Progress("json") as on_progress:
+        on_progress("search", "trial 1", 0.1)
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {event["event"] for event in events} == {"result", "progress"}
+    for event in events:
+        assert set(event) - {"event"} == list_documented_keys(page, event["event"])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from mmcompress.cli import main
 from mmcompress.graph.load_spec import load_spec
@@ -55,6 +57,22 @@ def test_flags_take_the_place_of_what_the_pipeline_says(call, tmp_path):
     assert spec.nodes["text"].source == "open_clip:ViT-B-32@openai"
     written = (tmp_path / "sub/mine.yaml").read_text()
     assert "# BLIP's decoder, cross-attends them" in written
+
+
+def test_a_folder_of_data_is_looked_at_and_the_spec_stays(call, tmp_path):
+    done, text = call("init", "--template", "clip_captioner", "--data", "photos")
+    assert done.exit_code == 0 and "data:" in text and "photos" in text
+    assert (tmp_path / "clip_captioner.yaml").exists()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rows = []
+    for number in range(30):
+        picture = Image.new("RGB", (8, 8), (number, 0, 0))
+        picture.save(photos / f"{number}.png")
+        rows.append(json.dumps({"image": f"{number}.png", "text": f"picture {number}"}))
+    (photos / "captions.jsonl").write_text("\n".join(rows) + "\n")
+    done, text = call("init", "--template", "blip", "--data", "photos", "--out", "two.yaml")
+    assert done.exit_code == 0 and "fewer pairs than asked for" in text
 
 
 def test_drawn_data_give_way_to_a_folder(call, tmp_path):

@@ -3,8 +3,9 @@
     python tools/write_reference.py            writes them
     python tools/write_reference.py --check    exit code 1 where a page differs from the code
 
-`docs/reference/spec.md` comes from the records of a spec, `docs/reference/commands.md` from the
-commands. The table of results in `README.md` comes from the summaries under `reports/`.
+`docs/reference/spec.md` comes from the records of a spec, and `docs/reference/commands.md` from the
+commands. `docs/reference/kinds.md` comes from the kinds of node. The table of results in
+`README.md` comes from the summaries under `reports/`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from typing import Any
 import click
 
 from mmcompress.cli import main as command_group
+from mmcompress.graph.ports import get_kind
+from mmcompress.registry import NODE_KINDS
 from mmcompress.spec.schema import Spec
 from mmcompress.storage import describe_record
 
@@ -31,6 +34,9 @@ SPEC_PAGE = ROOT / "docs" / "reference" / "spec.md"
 
 COMMANDS_PAGE = ROOT / "docs" / "reference" / "commands.md"
 """The page of all commands."""
+
+KINDS_PAGE = ROOT / "docs" / "reference" / "kinds.md"
+"""The page of all kinds of node with their ports."""
 
 README = ROOT / "README.md"
 """The page with the table of results."""
@@ -163,6 +169,36 @@ def format_commands_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def format_kinds_page() -> str:
+    """Format the page of all kinds of node: their ports, and the keys that they have."""
+    lines = [
+        "# Kinds of node",
+        "",
+        "A node names its `kind`. Each of its `inputs` names an output of another node, as "
+        "`NODE.PORT`, or an input of the pipeline. The type of the value must be one that the port "
+        "reads. `mmcompress validate` checks it. Plug-ins add kinds: "
+        "[Contributing](../contributing.md).",
+        "",
+    ]
+    for name in NODE_KINDS.list_names():
+        kind = get_kind(name)
+        lines += [f"## `{name}`", "", f"From {NODE_KINDS.get_about(name)}.", ""]
+        lines += ["| port | | type of the value |", "|---|---|---|"]
+        for port, facts in kind.inputs.items():
+            direction = "input, may be left out" if facts.optional else "input"
+            lines.append(f"| `{port}` | {direction} | {' or '.join(facts.types)} |")
+        for port, value_type in kind.outputs.items():
+            lines.append(f"| `{port}` | output | {value_type} |")
+        lines.append("")
+        if kind.options:
+            lines += ["| key of its own | default | what it does |", "|---|---|---|"]
+            for key, option in kind.options.items():
+                default = json.dumps(option.default)
+                lines.append(f"| `{key}` | `{default}` | {option.about} |")
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def list_commands(group: click.Command, *, prefix: str) -> Iterator[tuple[str, click.Command]]:
     """List all commands by their whole name, those of groups too."""
     context = click.Context(group)
@@ -233,6 +269,7 @@ def main() -> None:
     pages = {
         SPEC_PAGE: format_spec_page(),
         COMMANDS_PAGE: format_commands_page(),
+        KINDS_PAGE: format_kinds_page(),
         README: insert_results(README.read_text(encoding="utf-8")),
     }
     stale: list[str] = []

@@ -9,7 +9,8 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import out
-from mmcompress.errors import SpecError, suggest_nearest
+from mmcompress.data.check_data import describe_shortage, open_data
+from mmcompress.errors import DataError, MissingPackage, SpecError, suggest_nearest
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.registry import PIPELINE_TEMPLATES
 from mmcompress.spec.pipeline_templates import (
@@ -54,8 +55,21 @@ def init_command(
     write_spec(spec_path, text)
     name = escape(str(spec_path))
     out.print(f"written: {name}", soft_wrap=True)
+    if data is not None:
+        _look_at_data(spec_path)
     out.print(f"next:    mmcompress validate {name}", soft_wrap=True)
     out.print(f"then:    mmcompress run {name}", soft_wrap=True)
+
+
+def _look_at_data(spec_path: Path) -> None:
+    """Tell what a run would find in the data that were named. The spec stays in any case."""
+    spec = load_spec(spec_path)
+    try:
+        shortage = describe_shortage(spec, open_data(spec))
+    except (DataError, MissingPackage) as error:
+        out.print(f"[yellow]data:    {escape(str(error))}[/yellow]", soft_wrap=True)
+        return
+    out.print(f"data:    {escape(shortage) if shortage else 'found'}", soft_wrap=True)
 
 
 def parse_source(text: str) -> tuple[str, str]:

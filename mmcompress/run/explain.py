@@ -184,11 +184,13 @@ def _describe_ratio(dimension: Dimension | None) -> str:
 
 
 def _group_reasons(run: RunContext) -> dict[str, tuple[str, ...]]:
-    """Group the cross-modal blocks by the reason."""
+    """Group the cross-modal layers by the reason. A layer that is no block is never cut."""
     reasons: dict[str, list[str]] = {}
-    for node_name, blocks in run.cross_modal.items():
-        for block_name, reason in blocks.items():
-            reasons.setdefault(f"{node_name}: {reason}", []).append(block_name)
+    for node_name, layers in run.cross_modal.items():
+        blocks = {block.name for block in run.blocks[node_name]}
+        for layer_name, reason in layers.items():
+            described = layer_name if layer_name in blocks else f"{layer_name} (never cut)"
+            reasons.setdefault(f"{node_name}: {reason}", []).append(described)
     return {reason: tuple(names) for reason, names in reasons.items()}
 
 

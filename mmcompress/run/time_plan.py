@@ -35,7 +35,7 @@ REFUSED_FACTOR = 3.0
 """Factor by which the least work must exceed a time for it to be refused.
 
 A busy machine makes forecasts too long. To refuse what can be done costs a person more than to try
-what can't: the run is cut to fit, and tells what it cut.
+what can't. A run that goes on is cut to fit, and tells what it cut.
 """
 
 MIN_TRIALS = 4
