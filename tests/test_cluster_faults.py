@@ -13,13 +13,17 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import ray
 from ray._private import ray_constants
 from small_search import go
 
+from mmcompress.errors import ClusterError
 from mmcompress.results.records import Summary
 from mmcompress.search import study
+from mmcompress.search.cluster_nodes import EXPECTED_VARIABLE, list_versions
+from mmcompress.search.executors import ExecutorSettings
 from mmcompress.search.ray_executor import RayExecutor
-from mmcompress.spec.schema import TaskResources
+from mmcompress.spec.schema import Cluster, RuntimeEnv, TaskResources
 from mmcompress.storage import read_record
 
 RECONNECT_SECONDS = 15
@@ -83,7 +87,8 @@ def make_executor():
     made = []
 
     def make(one, context, workers=2, **options):
-        made.append(RayExecutor(context, workers, address=one.cluster.address, **options))
+        settings = ExecutorSettings(address=one.cluster.address, **options)
+        made.append(RayExecutor(context, workers, settings))
         return made[-1]
 
     yield make
@@ -221,6 +226,35 @@ def test_trials_go_where_their_resources_are(tmp_path, start_cluster, make_execu
     told = executor.explain_wait()
     assert told.startswith("a trial reserves 64 CPU, 1 none; the nodes have ")
     assert "2 CPU, 1 GPU" in told and "1 big" in told
+
+
+def read_variable(name, candidate):
+    """Return an environment variable of the worker as a loss."""
+    import os
+
+    return {"loss": float(os.environ[name]), "quality": {}, "seconds": 0.0}
+
+
+@pytest.mark.very_slow
+@pytest.mark.timeout(300)
+def test_a_node_with_other_packages_or_without_a_secret_is_refused_by_its_name(
+    start_cluster, make_executor, monkeypatch
+):
+    one = start_cluster({"num_cpus": 1}, {"num_cpus": 1})
+    monkeypatch.setenv(EXPECTED_VARIABLE, json.dumps({**list_versions(), "torch": "1.0.0"}))
+    with pytest.raises(ClusterError) as refused:
+        make_executor(one, None)
+    for node in one.nodes:
+        assert f"node {node.node_id[:8]} (127.0.0.1) has torch" in str(refused.value)
+    assert "here it is 1.0.0" in str(refused.value)
+    ray.shutdown()
+    monkeypatch.delenv(EXPECTED_VARIABLE)
+    with pytest.raises(ClusterError, match=r"lacks the environment variable NOT_SET_ANYWHERE"):
+        make_executor(one, None, cluster=Cluster(secrets=("NOT_SET_ANYWHERE",)))
+    ray.shutdown()
+    prepared = Cluster(runtime_env=RuntimeEnv(env_vars={"LOSS": "2.5"}), secrets=("LOSS",))
+    executor = make_executor(one, "LOSS", cluster=prepared)
+    assert executor.submit(by_value(read_variable), {}).result(timeout=120)["loss"] == 2.5
 
 
 def wait_for_stage(folder, stage, *, process, seconds=240):

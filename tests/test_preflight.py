@@ -23,7 +23,7 @@ from mmcompress.workspace.context import open_run
 class BrokenWorkers(Executor):
     """Workers that lack what a task imports."""
 
-    def __init__(self, context, workers, *, address=None, resources=None):
+    def __init__(self, context, workers, settings):
         pass
 
     def submit(self, task, /, *args):

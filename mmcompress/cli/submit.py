@@ -34,7 +34,7 @@ def submit_command(
 ) -> None:
     """Run the same command as a job on a Ray cluster; follow its log until it ends."""
     overrides = collect_overrides(**options) | {"search.ray_address": "auto"}
-    load_spec(spec, overrides)
+    loaded = load_spec(spec, overrides)
     document = load_document(spec, overrides)
     # Its help is for every install, but only `compress` brings Ray.
     submit_run = resolve_entry("mmcompress.search.jobs:submit_run")
@@ -50,6 +50,7 @@ def submit_command(
             resume=resume,
             log=sys.stdout,
             tell_job=sent_jobs.append,
+            runtime_env=loaded.cluster.runtime_env,
         )
     except KeyboardInterrupt:
         if not sent_jobs:

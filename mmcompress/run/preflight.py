@@ -38,7 +38,12 @@ from mmcompress.run.profile import prove_generators
 from mmcompress.runtime.allocator import keep_freed_memory
 from mmcompress.runtime.environment import BYTES_PER_MB
 from mmcompress.runtime.graph import load_bundle
-from mmcompress.search.executors import ExplainsWait, TaskResult, answer_from_worker
+from mmcompress.search.executors import (
+    ExecutorSettings,
+    ExplainsWait,
+    TaskResult,
+    answer_from_worker,
+)
 from mmcompress.spec.target import split_targets
 from mmcompress.workspace.context import RunContext, list_precisions
 
@@ -212,8 +217,7 @@ def check_executor(run: RunContext) -> None:
     executor = make_executor(
         {"spec": run.spec.name},
         worker_count,
-        address=search.ray_address,
-        resources=run.spec.resources.trial,
+        ExecutorSettings.from_spec(run.spec),
     )
     try:
         # An executor supplies the first argument, its context.

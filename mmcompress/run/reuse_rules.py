@@ -39,6 +39,7 @@ NO_EFFECT = (
     "search.workers",
     "search.ray_address",
     "resources.*",
+    "cluster.*",
     "search.finalists",
     "search.short_finetunings",
     "search.retries",

@@ -16,6 +16,7 @@ from mmcompress.registry import EXECUTORS
 from mmcompress.runtime.progress import StageProgress
 from mmcompress.search.executors import (
     Evaluate,
+    ExecutorSettings,
     SubmittedTask,
     make_broken_executor_error,
     retry_failed_task,
@@ -164,8 +165,7 @@ def start_evaluator(run: RunContext, sensitivity: Sensitivity) -> Iterator[Trial
         executor: Executor = make_executor(
             context,
             search.workers,
-            address=search.ray_address,
-            resources=run.spec.resources.trial,
+            ExecutorSettings.from_spec(run.spec),
         )
     try:
         if evaluate_again is not None:

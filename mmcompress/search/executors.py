@@ -15,12 +15,12 @@ from concurrent.futures import (
     ProcessPoolExecutor,
     ThreadPoolExecutor,
 )
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NotRequired, Protocol, TypedDict, runtime_checkable
 
 from mmcompress.errors import ClusterError
 from mmcompress.graph.structure import Candidate
-from mmcompress.spec.schema import TaskResources
+from mmcompress.spec.schema import Cluster, Spec, TaskResources
 from mmcompress.storage import to_plain
 
 
@@ -168,6 +168,27 @@ def answer_from_worker(context: object, number: int) -> TaskResult:
     return {"loss": float(number), "seconds": 0.0}
 
 
+@dataclass(frozen=True, kw_only=True)
+class ExecutorSettings:
+    """What a spec says of the place where trials run. Every executor receives it."""
+
+    address: str | None = None
+    """Address of a running cluster; None: this machine."""
+    resources: TaskResources = field(default_factory=TaskResources)
+    """What a trial reserves."""
+    cluster: Cluster = field(default_factory=Cluster)
+    """What the nodes of a cluster need."""
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> ExecutorSettings:
+        """Return what a spec says."""
+        return cls(
+            address=spec.search.ray_address,
+            resources=spec.resources.trial,
+            cluster=spec.cluster,
+        )
+
+
 class InlineExecutor(Executor):
     """Runs each task at once, in this process."""
 
@@ -178,9 +199,7 @@ class InlineExecutor(Executor):
         self,
         context: object,
         workers: int = 1,
-        *,
-        address: str | None = None,
-        resources: TaskResources | None = None,
+        settings: ExecutorSettings | None = None,
     ):
         self.context = context
 
@@ -288,16 +307,13 @@ class _ProcessExecutor(Executor):
 def make_process_executor(
     context: object,
     workers: int = 2,
-    *,
-    address: str | None = None,
-    resources: TaskResources | None = None,
+    settings: ExecutorSettings | None = None,
 ) -> Executor:
     """Start worker processes on this machine; each receives the context once.
 
     Args:
         context: First argument of every task.
         workers: Processes.
-        address: Not used; every executor takes one.
-        resources: Not used; every executor takes them.
+        settings: Not used; every executor takes them.
     """
     return _ProcessExecutor(context, workers)

@@ -25,6 +25,8 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from mmcompress.errors import ClusterError, DataError, SpecError, shorten, suggest_nearest
 from mmcompress.runtime.addresses import hide_password
 from mmcompress.runtime.environment import BYTES_PER_MB
+from mmcompress.search.cluster_nodes import list_runtime_env, list_versions
+from mmcompress.spec.schema import RuntimeEnv
 from mmcompress.version import PACKAGE_FOLDER
 from mmcompress.workspace.folder import LOCK_FILE
 
@@ -55,6 +57,10 @@ EMBEDDED_WEIGHTS = "*.safetensors"
 
 MAX_UPLOAD_MB = 100
 """Megabytes that go along with a job: code, and no data."""
+
+
+NOTHING_PREPARED = RuntimeEnv()
+"""What Ray prepares on the nodes where a spec asks for nothing."""
 
 
 def ignore_job(job_id: str) -> None:
@@ -125,6 +131,7 @@ def submit_run(
     resume: bool,
     log: TextIO,
     tell_job: Callable[[str], None] = ignore_job,
+    runtime_env: RuntimeEnv = NOTHING_PREPARED,
 ) -> int:
     """Submit a run as a job and follow its log to the end.
 
@@ -140,6 +147,7 @@ def submit_run(
         resume: Whether the run goes on with what is in its folder.
         log: Receives the log of the job as it grows.
         tell_job: Hears the id of the job before its log is followed.
+        runtime_env: What Ray prepares on the nodes, beside what is uploaded.
 
     Returns:
         The exit code of the run.
@@ -170,6 +178,7 @@ def submit_run(
                 work_folder=work_folder,
                 package=package,
                 target_folder=target_folder,
+                runtime_env=runtime_env,
             )
             log.write(f"job {job_id}\n")
         log.flush()
@@ -199,6 +208,7 @@ def _submit_job(
     work_folder: Path,
     package: Path,
     target_folder: Path,
+    runtime_env: RuntimeEnv,
 ) -> str:
     """Send a job; return its id. A cluster that has just begun is waited for.
 
@@ -206,11 +216,16 @@ def _submit_job(
         ClusterError: The server does not take the job.
     """
     give_up_at = time.monotonic() + MAX_AGENT_SECONDS
+    environment = {
+        "working_dir": str(work_folder),
+        "py_modules": [str(package)],
+        **list_runtime_env(runtime_env, expected=list_versions()),
+    }
     while True:
         try:
             return client.submit_job(
                 entrypoint=entrypoint,
-                runtime_env={"working_dir": str(work_folder), "py_modules": [str(package)]},
+                runtime_env=environment,
                 metadata={FOLDER_KEY: str(target_folder)},
             )
         except RuntimeError as error:

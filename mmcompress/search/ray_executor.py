@@ -22,8 +22,10 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCras
 from mmcompress.errors import ClusterError
 from mmcompress.runtime.addresses import hide_password
 from mmcompress.runtime.environment import BYTES_PER_GB
+from mmcompress.search.cluster_nodes import check_nodes, list_runtime_env
 from mmcompress.search.executors import (
     Evaluate,
+    ExecutorSettings,
     TaskResult,
     TrialTimeout,
     WorkerDied,
@@ -32,7 +34,7 @@ from mmcompress.search.executors import (
     get_watchdog_seconds,
 )
 from mmcompress.search.ray_folder import choose_ray_folder
-from mmcompress.spec.schema import TaskResources
+from mmcompress.spec.schema import RuntimeEnv, TaskResources
 from mmcompress.version import PACKAGE_FOLDER
 
 MAX_LOCAL_STARTS = 3
@@ -108,26 +110,28 @@ class RayExecutor(Executor):
     Args:
         context: First argument of every task.
         workers: Tasks at a time.
-        address: Address of the cluster; without one a local Ray is started.
-        resources: What a task reserves; by default one CPU.
+        settings: The address of the cluster, what a task reserves, and what nodes need. Without an
+            address a local Ray is started.
 
     Raises:
-        ClusterError: No cluster answers at the address, or no local Ray starts.
+        ClusterError: No cluster answers at the address, one of its nodes has other packages than
+            this process, or no local Ray starts.
     """
 
     def __init__(
         self,
         context: object,
         workers: int = 2,
-        *,
-        address: str | None = None,
-        resources: TaskResources | None = None,
+        settings: ExecutorSettings | None = None,
     ):
         self.workers = workers
-        self.resources = resources or TaskResources()
+        self.settings = settings or ExecutorSettings()
+        self.resources = self.settings.resources
         self.started_ray = not ray.is_initialized()
         if self.started_ray:
-            self._start_ray(workers, address)
+            self._start_ray(workers, self.settings.address)
+        if self.settings.address:
+            check_nodes(self.settings.cluster)
         self.context = ray.put(context)
         # By default Ray runs a crashing task four times; the search decides what is tried again.
         options: dict[str, Any] = {
@@ -150,7 +154,7 @@ class RayExecutor(Executor):
         try:
             with _keep_signal_handler():
                 if address:
-                    _connect_to_cluster(address)
+                    _connect_to_cluster(address, self.settings.cluster.runtime_env)
                 else:
                     _start_local_ray(math.ceil(workers * self.resources.cpu))
         except ClusterError:
@@ -210,14 +214,15 @@ def _describe_node(node: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def _connect_to_cluster(address: str) -> None:
+def _connect_to_cluster(address: str, runtime_env: RuntimeEnv) -> None:
     """Connect to a running cluster."""
     _require_listener(address)
     # A Ray job already brings the package along.
     is_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
+    prepared = {"py_modules": [str(PACKAGE_FOLDER)], **list_runtime_env(runtime_env)}
     ray.init(
         address=address,
-        runtime_env=None if is_job else {"py_modules": [str(PACKAGE_FOLDER)]},
+        runtime_env=None if is_job else prepared,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )

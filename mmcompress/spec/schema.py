@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar, cast
@@ -320,6 +321,55 @@ class Resources:
     """A trial of the search."""
 
 
+VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""The name of an environment variable."""
+
+SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
+"""Words in the name of an environment variable whose value nobody should read."""
+
+
+def check_variable_name(name: str) -> str:
+    """Return the name of an environment variable, or raise `ValueError`."""
+    if not VARIABLE_NAME.fullmatch(name):
+        raise ValueError(f"'{name}' is no name of an environment variable")
+    return name
+
+
+def check_is_no_secret(name: str) -> str:
+    """Return the name of an environment variable whose value may be read, or raise `ValueError`."""
+    if any(word in name.upper() for word in SECRET_WORDS):
+        raise ValueError(
+            f"the value of {name} would stand in the records of the cluster: set it on the nodes, "
+            "and name it in cluster.secrets"
+        )
+    return check_variable_name(name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuntimeEnv:
+    """What Ray prepares on the nodes for the tasks of a run, beside this package."""
+
+    pip: tuple[str, ...] = ()
+    """Packages that Ray installs for the run, as pip takes them: `[sentencepiece==0.2.1]`."""
+    env_vars: dict[Annotated[str, AfterValidator(check_is_no_secret)], str] = field(
+        default_factory=dict
+    )
+    """Environment variables of all tasks. They stand in the records of the cluster."""
+    image_uri: str = ""
+    """Container image that tasks run in. The nodes must be set up for it. Empty: none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a run needs of the nodes of a Ray cluster. Without a cluster it has no effect."""
+
+    runtime_env: RuntimeEnv = field(default_factory=RuntimeEnv)
+    """What Ray prepares on the nodes."""
+    secrets: tuple[Annotated[str, AfterValidator(check_variable_name)], ...] = ()
+    """Environment variables that must be set on every node, such as `HF_TOKEN`. Their names alone
+    travel: a node that lacks one is refused by its name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """How structures are searched for."""
@@ -463,6 +513,8 @@ class Spec:
     """How structures are searched for."""
     resources: Resources = field(default_factory=Resources)
     """What tasks on a Ray cluster reserve."""
+    cluster: Cluster = field(default_factory=Cluster)
+    """What the nodes of a Ray cluster need."""
     measure: Measure = field(default_factory=Measure)
     """How latency is measured."""
     report: Report = field(default_factory=Report)
