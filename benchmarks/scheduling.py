@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ from mmcompress.search.problem import SearchProblem
 from mmcompress.search.ray_executor import RayExecutor
 from mmcompress.search.search_session import SearchEffort, SessionInputs, run_study
 from mmcompress.search.study import open_study
-from mmcompress.spec.schema import TaskResources
 from mmcompress.spec.space import Dimension, Space
 
 SLEEP_SECONDS = 1.0
@@ -219,12 +219,8 @@ def measure(executor: Executor, workers: int) -> Measured:
 @contextmanager
 def start_workers(workers: int) -> Iterator[Executor]:
     """Start Ray with so many processes."""
-    executor: Executor
-    if workers == MANY_WORKERS:
-        executor = ActorExecutor(workers)
-    else:
-        # A sleeping trial takes no processor.
-        executor = RayExecutor(None, workers, resources=TaskResources(cpu=1.0))
+    make_executor = ActorExecutor if workers == MANY_WORKERS else partial(RayExecutor, None)
+    executor: Executor = make_executor(workers)
     try:
         yield executor
     finally:
