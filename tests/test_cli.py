@@ -443,3 +443,42 @@ def test_quality_is_told_before_and_after_training_in_known_metrics(run_folder):
     assert "| token_accuracy" not in (run_folder / "report.md").read_text()
     assert "token_accuracy on validation pairs" in (run_folder / "report.md").read_text()
     assert "<td>token_accuracy</td>" in (run_folder / "report.html").read_text()
+
+
+def fail_unforeseen(*arguments, **options):
+    """Stand in for a fault of the code or of a plug-in."""
+    raise ZeroDivisionError("nobody thought of this")
+
+
+@pytest.mark.parametrize("flag_at", [0, -1, None])
+def test_a_traceback_is_shown_with_debug_alone(tmp_path, monkeypatch, capfd, flag_at):
+    """An error says what, where and what to do; what nobody foresaw names its place."""
+    monkeypatch.setattr("mmcompress.cli.validate.load_spec", fail_unforeseen)
+    words = ["validate", str(tmp_path / "x.yaml")]
+    if flag_at is not None:
+        words.insert(len(words) if flag_at else 0, "--debug")
+    with pytest.raises(SystemExit) as ended:
+        main.main(words)
+    told = capfd.readouterr().err
+    assert ended.value.code == 1
+    assert "unexpected ZeroDivisionError: nobody thought of this (at " in told
+    assert "test_cli.py:" in told
+    assert ("Traceback" in told) is (flag_at is not None)
+
+
+def test_a_foreseen_error_shows_its_traceback_with_debug_too(tmp_path, capfd):
+    for words, is_shown in (
+        (["validate", "none.yaml"], False),
+        (["--debug", "validate", "none.yaml"], True),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main.main(words)
+        told = capfd.readouterr().err
+        assert ended.value.code == 2 and "none.yaml: can't be read" in told
+        assert ("Traceback" in told) is is_shown
+
+
+def test_a_usage_error_is_none_of_the_code(capfd):
+    with pytest.raises(SystemExit) as ended:
+        main.main(["run", "--bogus"])
+    assert ended.value.code == 2 and "unexpected" not in capfd.readouterr().err

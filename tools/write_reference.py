@@ -4,7 +4,8 @@
     python tools/write_reference.py --check    exit code 1 where a page differs from the code
 
 `docs/reference/spec.md` comes from the records of a spec, and `docs/reference/commands.md` from the
-commands. `docs/reference/kinds.md` comes from the kinds of node. The table of results in
+commands. `docs/reference/kinds.md` comes from the kinds of node, and
+`docs/reference/summary.md` from the record of a result. The table of results in
 `README.md` comes from the summaries under `reports/`.
 """
 
@@ -23,6 +24,7 @@ import click
 from mmcompress.cli import main as command_group
 from mmcompress.graph.ports import get_kind
 from mmcompress.registry import NODE_KINDS
+from mmcompress.results.records import SUMMARY_FORMAT, Summary
 from mmcompress.spec.schema import Spec
 from mmcompress.storage import describe_record
 
@@ -34,6 +36,9 @@ SPEC_PAGE = ROOT / "docs" / "reference" / "spec.md"
 
 COMMANDS_PAGE = ROOT / "docs" / "reference" / "commands.md"
 """The page of all commands."""
+
+SUMMARY_PAGE = ROOT / "docs" / "reference" / "summary.md"
+"""The page of all keys of a summary."""
 
 KINDS_PAGE = ROOT / "docs" / "reference" / "kinds.md"
 """The page of all kinds of node with their ports."""
@@ -61,8 +66,6 @@ BOUND_WORDS = {
 
 def format_spec_page() -> str:
     """Format the page of all keys of a spec, section by section."""
-    schema = describe_record(Spec)
-    definitions: dict[str, Any] = schema["$defs"]
     lines = [
         "# Keys of a spec",
         "",
@@ -70,8 +73,37 @@ def format_spec_page() -> str:
         "`mmcompress schema` prints the same as a JSON Schema, for editors.",
         "",
     ]
+    return format_record_page(Spec, lines, title="The spec")
+
+
+def format_summary_page() -> str:
+    """Format the page of all keys of a summary, section by section."""
+    lines = [
+        "# Keys of summary.json",
+        "",
+        "`summary.json` in a run folder holds everything that the report shows. "
+        "`mmcompress show RUN --json` prints it, and `mmcompress.load_summary(RUN)` reads it as a "
+        "typed record.",
+        "",
+        f"This page is of format {SUMMARY_FORMAT} (key `format`). Keys may be added within a "
+        "format. A key that changes its meaning makes a new one.",
+        "",
+    ]
+    return format_record_page(Summary, lines, title="The summary")
+
+
+def format_record_page(record_type: type, lines: list[str], *, title: str) -> str:
+    """Format all keys of a record, and then those of the records that it holds.
+
+    Args:
+        record_type: The record.
+        lines: The head of the page.
+        title: The heading of the keys of the record itself.
+    """
+    schema = describe_record(record_type)
+    definitions: dict[str, Any] = schema["$defs"]
     sections: list[tuple[str, str]] = []
-    lines += ["## The spec", ""]
+    lines += [f"## {title}", ""]
     for key, facts in schema["properties"].items():
         name = find_definition(facts)
         if name and name in definitions and definitions[name].get("properties"):
@@ -270,6 +302,7 @@ def main() -> None:
         SPEC_PAGE: format_spec_page(),
         COMMANDS_PAGE: format_commands_page(),
         KINDS_PAGE: format_kinds_page(),
+        SUMMARY_PAGE: format_summary_page(),
         README: insert_results(README.read_text(encoding="utf-8")),
     }
     stale: list[str] = []

@@ -6,6 +6,7 @@ import shlex
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,13 @@ INTERRUPTED_EXIT_CODE = 130
 
 TERMINATED_EXIT_CODE = 143
 """Exit code after SIGTERM, which `kill` and batch systems send."""
+
+
+DEBUG_FLAG = "--debug"
+"""Flag of every command: an error shows its traceback."""
+
+UNEXPECTED_EXIT_CODE = 1
+"""Exit code after an error that this project did not foresee."""
 
 
 class TerminationRequested(KeyboardInterrupt):
@@ -52,15 +60,24 @@ class LazyGroup(click.Group):
         self.commands_by_name = commands_by_name
         self.arguments: list[str] = []
         """The arguments of the command that runs."""
+        self.shows_tracebacks = False
+        """Whether an error shows its traceback (`--debug`)."""
 
     def main(self, args: Sequence[str] | None = None, *others: Any, **options: Any) -> Any:
         """Run a command line; one that uses Ray is run as a child of this process."""
         if args is not None:
-            return super().main(args, *others, **options)
-        if is_watched(sys.argv[1:]):
-            sys.exit(run_watched(sys.argv[1:]))
+            return super().main(self._take_debug_flag(args), *others, **options)
+        arguments = self._take_debug_flag(sys.argv[1:])
+        if is_watched(arguments):
+            flags = [DEBUG_FLAG] if self.shows_tracebacks else []
+            sys.exit(run_watched(arguments, flags=flags))
         with tell_watcher():
-            return super().main(args, *others, **options)
+            return super().main(arguments, *others, **options)
+
+    def _take_debug_flag(self, arguments: Sequence[str]) -> list[str]:
+        """Return a command line without `--debug`, which may stand anywhere in it."""
+        self.shows_tracebacks = DEBUG_FLAG in arguments
+        return [argument for argument in arguments if argument != DEBUG_FLAG]
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -79,6 +96,8 @@ class LazyGroup(click.Group):
         rows = [(name, row.about) for name, row in self.commands_by_name.items()]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
+        formatter.write_paragraph()
+        formatter.write_text(f"{DEBUG_FLAG} anywhere in a line shows the traceback of an error.")
 
     def invoke(self, context: click.Context) -> Any:
         """Run a command; an error of this project becomes one message and its exit code."""
@@ -92,19 +111,42 @@ class LazyGroup(click.Group):
         except OSError as error:
             disk_error = find_disk_error(error)
             if disk_error is None:
-                raise
-            self._exit_with(disk_error, context)
+                self._exit_with_unexpected(error, context)
+            else:
+                self._exit_with(disk_error, context)
         except TerminationRequested:
             err.print(f"terminated{escape(self._describe_resumption())}", soft_wrap=True)
             context.exit(TERMINATED_EXIT_CODE)
         except KeyboardInterrupt:
             err.print(f"interrupted{escape(self._describe_resumption())}", soft_wrap=True)
             context.exit(INTERRUPTED_EXIT_CODE)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            self._exit_with_unexpected(error, context)
 
     def _exit_with(self, error: MmcompressError, context: click.Context) -> None:
         """Tell an error in one message and end with its exit code."""
+        if _shows_tracebacks(context):
+            traceback.print_exception(error)
         err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
         context.exit(error.exit_code)
+
+    def _exit_with_unexpected(self, error: Exception, context: click.Context) -> None:
+        """Tell an error that nobody foresaw: where it came from, and how to see more."""
+        if _shows_tracebacks(context):
+            traceback.print_exception(error)
+        last_frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{last_frame.filename}:{last_frame.lineno}"
+        resumption = self._describe_resumption()
+        err.print(
+            f"[red]error:[/red] unexpected {escape(type(error).__name__)}: {escape(str(error))} "
+            f"(at {escape(place)}). This is a fault of mmcompress or of a plug-in: the same line "
+            f"with {DEBUG_FLAG} shows the traceback, which a report of it needs"
+            f"{escape(resumption)}",
+            soft_wrap=True,
+        )
+        context.exit(UNEXPECTED_EXIT_CODE)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Keep the arguments: an interrupted command tells how to go on."""
@@ -123,6 +165,12 @@ class LazyGroup(click.Group):
         if "--resume" not in arguments:
             arguments.append("--resume")
         return f"; go on with: {shlex.join(['mmcompress', *arguments])}"
+
+
+def _shows_tracebacks(context: click.Context) -> bool:
+    """Return whether `--debug` was given. A group within a group asks the outer one."""
+    group = context.find_root().command
+    return isinstance(group, LazyGroup) and group.shows_tracebacks
 
 
 @contextmanager

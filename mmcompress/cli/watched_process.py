@@ -67,11 +67,12 @@ def _read_executor(spec: Path) -> str:
         return ""
 
 
-def run_watched(arguments: Sequence[str]) -> int:
+def run_watched(arguments: Sequence[str], *, flags: Sequence[str] = ()) -> int:
     """Run a command as a child, and wait for it.
 
     Args:
         arguments: The command line, without the name of the program.
+        flags: Flags of the program itself, which stand ahead of it.
 
     Returns:
         The exit code of the child; `DIED_EXIT_CODE` when it died.
@@ -81,7 +82,7 @@ def run_watched(arguments: Sequence[str]) -> int:
     # The child learns from one pipe that this process is gone. By the other it tells that it ended.
     environment = {**os.environ, PIPES_VARIABLE: f"{parent_lives[0]},{child_lives[1]}"}
     child = subprocess.Popen(
-        [sys.executable, "-m", "mmcompress.cli", *arguments],
+        [sys.executable, "-m", "mmcompress.cli", *flags, *arguments],
         env=environment,
         pass_fds=(parent_lives[0], child_lives[1]),
         process_group=0,

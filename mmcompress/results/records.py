@@ -554,10 +554,16 @@ class TrainingResult:
         return text
 
 
+SUMMARY_FORMAT = 1
+"""The format of `summary.json`. It grows when a key changes its meaning, not when one is added."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """`summary.json`: everything that the report shows."""
 
+    format: int = SUMMARY_FORMAT
+    """The format of this record."""
     pipeline: str
     """Name of the pipeline."""
     target: Target
