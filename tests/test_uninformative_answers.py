@@ -82,7 +82,7 @@ def test_embeddings_of_one_direction_are_counted(tiny, spread, alike):
     rng = np.random.default_rng(0)
     vectors = np.ones(32) + spread * rng.normal(size=(10, 32)) * (1 if spread < 1 else 9)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    told = count_answers(spec, {}, {"vision": vectors})["vision"]
+    told = count_answers(spec, {}, vectors_by_node={"vision": vectors})["vision"]
     assert (told.inputs, told.empty, told.alike) == (10, 0, alike)
     assert told.describe().endswith("equal to one another") is bool(alike)
 

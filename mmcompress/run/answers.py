@@ -19,6 +19,7 @@ from mmcompress.metrics.answers import (
     answer_pairs,
     score_answers,
 )
+from mmcompress.results.records import AnswerCounts
 from mmcompress.run.count_answers import count_answers
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.progress import prefix_progress
@@ -124,7 +125,7 @@ def try_metrics(run: RunContext, bundle: Path) -> None:
             None,
         )
     kept = _keep_answers(answers, scoring)
-    for node, counts in count_answers(run.spec, kept.texts, kept.vectors).items():
+    for node, counts in count_kept_answers(run, kept).items():
         if counts.is_uninformative and counts.inputs > 1:
             run.on_progress(
                 "check",
@@ -133,6 +134,11 @@ def try_metrics(run: RunContext, bundle: Path) -> None:
                 "processor and the data first",
                 None,
             )
+
+
+def count_kept_answers(run: RunContext, kept: SplitAnswers) -> dict[str, AnswerCounts]:
+    """Count the empty and the equal answers of one side."""
+    return count_answers(run.spec, kept.texts, vectors_by_node=kept.vectors)
 
 
 def list_failed_metrics(answers: Mapping[str, Mapping[str, SplitAnswers]]) -> dict[str, str]:

@@ -42,6 +42,7 @@ def find_judged_answers(spec: Spec) -> frozenset[str]:
 def count_answers(
     spec: Spec,
     texts_by_node: Mapping[str, Sequence[str]],
+    *,
     vectors_by_node: Mapping[str, Sequence[Sequence[float]]] | None = None,
 ) -> dict[str, AnswerCounts]:
     """Count the empty and the equal answers of every node.

@@ -16,7 +16,6 @@ from mmcompress.measure.latency.memory import read_peak_memory_mb
 from mmcompress.results.records import (
     LONG_INPUTS,
     RETAINED_LIMIT,
-    AnswerCounts,
     SearchResult,
     Side,
     Summary,
@@ -26,6 +25,7 @@ from mmcompress.run.adopt_artifacts import restore_measurements
 from mmcompress.run.answers import (
     SplitAnswers,
     answer_split,
+    count_kept_answers,
     estimate_on_long_inputs,
     estimate_qualities,
     list_bundles,
@@ -40,7 +40,6 @@ from mmcompress.run.assemble import (
     summarize_search,
 )
 from mmcompress.run.compress.recipe import CompressedPipeline
-from mmcompress.run.count_answers import count_answers
 from mmcompress.run.final_latency import FinalLatency
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.prepared_run import PreparedRun
@@ -239,15 +238,10 @@ def _build_summary(
         machine_speed_factor=latency.estimate_speed_factor(),
         writing=latency.estimate_writing(fitted),
         aimed_share=fitted.aimed_share,
-        dense_answers=_count_answers(run, answers["test"]["baseline"]),
-        compressed_answers=_count_answers(run, answers["test"]["compressed"]),
+        dense_answers=count_kept_answers(run, answers["test"]["baseline"]),
+        compressed_answers=count_kept_answers(run, answers["test"]["compressed"]),
         skipped={**list_failed_metrics(answers), **skipped},
     )
-
-
-def _count_answers(run: RunContext, answers: SplitAnswers) -> dict[str, AnswerCounts]:
-    """Count the empty and the equal answers of one side."""
-    return count_answers(run.spec, answers.texts, answers.vectors)
 
 
 def _measure_removed(
