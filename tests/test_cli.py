@@ -478,6 +478,15 @@ def test_a_foreseen_error_shows_its_traceback_with_debug_too(tmp_path, capfd):
         assert ("Traceback" in told) is is_shown
 
 
+def test_a_reader_that_goes_away_ends_a_command_in_silence():
+    """As `mmcompress schema | head` does."""
+    line = [sys.executable, "-m", "mmcompress", "schema"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        told = process.stderr.read()
+    assert told == b""
+
+
 def test_a_usage_error_is_none_of_the_code(capfd):
     with pytest.raises(SystemExit) as ended:
         main.main(["run", "--bogus"])

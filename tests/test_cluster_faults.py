@@ -13,7 +13,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import ray
 from ray._private import ray_constants
 from small_search import go
 
@@ -247,11 +246,9 @@ def test_a_node_with_other_packages_or_without_a_secret_is_refused_by_its_name(
     for node in one.nodes:
         assert f"node {node.node_id[:8]} (127.0.0.1) has torch" in str(refused.value)
     assert "here it is 1.0.0" in str(refused.value)
-    ray.shutdown()
     monkeypatch.delenv(EXPECTED_VARIABLE)
     with pytest.raises(ClusterError, match=r"lacks the environment variable NOT_SET_ANYWHERE"):
         make_executor(one, None, cluster=Cluster(secrets=("NOT_SET_ANYWHERE",)))
-    ray.shutdown()
     prepared = Cluster(runtime_env=RuntimeEnv(env_vars={"LOSS": "2.5"}), secrets=("LOSS",))
     executor = make_executor(one, "LOSS", cluster=prepared)
     assert executor.submit(by_value(read_variable), {}).result(timeout=120)["loss"] == 2.5

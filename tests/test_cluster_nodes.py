@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import ray.runtime_env
 
 from mmcompress.errors import SpecError
 from mmcompress.graph.load_spec import load_spec
@@ -13,6 +14,7 @@ from mmcompress.search.cluster_nodes import (
     EXPECTED_VARIABLE,
     NodeFacts,
     describe_differences,
+    list_missing_in_job,
     list_runtime_env,
     list_versions,
     look_at_node,
@@ -60,12 +62,29 @@ def test_a_job_expects_the_versions_of_the_machine_that_sent_it(monkeypatch):
 
 def test_ray_is_asked_for_what_the_spec_says_and_nothing_else():
     assert list_runtime_env(RuntimeEnv()) == {}
-    asked = RuntimeEnv(pip=("sentencepiece==0.2.1",), env_vars={"A": "1"}, image_uri="docker.io/me")
-    assert list_runtime_env(asked, expected=HERE) == {
+    asked = RuntimeEnv(pip=("sentencepiece==0.2.1",), env_vars={"A": "1"})
+    prepared = list_runtime_env(asked, expected=HERE)
+    assert prepared == {
         "pip": ["sentencepiece==0.2.1"],
         "env_vars": {"A": "1", EXPECTED_VARIABLE: json.dumps(HERE)},
-        "image_uri": "docker.io/me",
     }
+    # Ray itself takes it, beside what a job uploads.
+    assert ray.runtime_env.RuntimeEnv(**prepared, working_dir="s3://any/work.zip")
+
+
+@pytest.mark.parametrize(
+    ("brought", "missing"),
+    [
+        ({}, {"pip": ["a"], "env_vars": {"A": "1", "B": "2"}}),
+        ({"env_vars": {"A": "1"}}, {"pip": ["a"], "env_vars": {"B": "2"}}),
+        ({"pip": ["a"], "env_vars": {"A": "1", "B": "2"}, "working_dir": "x"}, {}),
+    ],
+)
+def test_a_job_that_was_sent_otherwise_still_gets_what_the_spec_asks_for(brought, missing):
+    """Such as `ray job submit -- mmcompress run`, or the manifest of a RayJob."""
+    asked = {"pip": ["a"], "env_vars": {"A": "1", "B": "2"}}
+    assert list_missing_in_job(asked, json.dumps({"runtime_env": brought})) == missing
+    assert list_missing_in_job(asked, json.dumps({})) == asked
 
 
 def test_a_secret_is_looked_for_by_its_name(monkeypatch):
@@ -80,6 +99,7 @@ def test_a_secret_is_looked_for_by_its_name(monkeypatch):
     ("key", "value", "message"),
     [
         ("cluster.runtime_env.env_vars", {"HF_TOKEN": "hf_abc"}, "name it in cluster.secrets"),
+        ("cluster.runtime_env.env_vars", {"aws_secret_access_key": "hf_abc"}, "cluster.secrets"),
         ("cluster.runtime_env.env_vars", {"A B": "1"}, "no name of an environment variable"),
         ("cluster.secrets", ["HF TOKEN"], "no name of an environment variable"),
         ("cluster.runtime_env.conda", "x", "conda"),
@@ -89,6 +109,13 @@ def test_a_secret_in_a_spec_and_other_mistakes_are_refused(tiny, key, value, mes
     with pytest.raises(SpecError, match=message) as refused:
         load_spec(tiny / "spec.yaml", {key: value})
     assert "hf_abc" not in str(refused.value)
+
+
+def test_switches_with_the_name_of_a_secret_are_none(tiny):
+    names = ("TOKENIZERS_PARALLELISM", "HF_HUB_DISABLE_IMPLICIT_TOKEN", "RAY_AUTH_TOKEN_PATH")
+    variables = dict.fromkeys(names, "1")
+    spec = load_spec(tiny / "spec.yaml", {"cluster.runtime_env.env_vars": variables})
+    assert spec.cluster.runtime_env.env_vars == variables
 
 
 def test_what_nodes_need_is_read_from_a_spec(tiny):

@@ -81,12 +81,19 @@ def test_a_captioner_is_exported_with_its_cache_and_its_proof(write_spec, tmp_pa
     assert set(manifest["graph"]["nodes"]["captioner"]["files"]) == {"context", "step"}
 
 
-def test_an_exported_bundle_carries_requests_for_verify_and_bench(write_spec, tmp_path):
+def test_an_exported_bundle_carries_requests_for_verify_and_bench(
+    write_spec, tmp_path, monkeypatch
+):
     bundle = tmp_path / "b"
     export_dense(write_spec(WITH_CAPTIONER), bundle)
     verified = CliRunner().invoke(main, ["verify", str(bundle)])
     assert verified.exit_code == 0, verified.output
     assert "8 of 8 answers are those of" in verified.output
+
+    def refuse(pipeline):
+        raise AssertionError("noise is measured")
+
+    monkeypatch.setattr("mmcompress.runtime.graph.Pipeline.make_noise_request", refuse)
     measured = CliRunner().invoke(main, ["bench", str(bundle), "--requests", "4", "--json"])
     assert measured.exit_code == 0, measured.output
 
@@ -103,7 +110,7 @@ def test_a_generator_that_writes_the_same_of_everything_is_told(
 ):
     """As one with random weights does: before anybody spends an hour on it."""
 
-    def answer_alike(pipeline, pairs):
+    def answer_alike(pipeline, pairs, **options):
         texts = tuple("a dog" if is_alike else f"{i} dogs" for i in range(len(pairs)))
         return {"captioner": Answers(references=pairs.texts, texts=texts)}
 

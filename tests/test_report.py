@@ -435,9 +435,11 @@ def test_a_target_that_is_met_or_missed_by_chance_is_told(tmp_path, capsys, marg
     summary = make_summary(latency_margin=margin)
     assert summary.is_target_within_margin is is_told
     print_summary(summary)
-    assert ("within the margin of ± 50.0%" in " ".join(capsys.readouterr().out.split())) is is_told
+    assert (
+        "known to ± 50.0%, and lies that near" in " ".join(capsys.readouterr().out.split())
+    ) is is_told
     write_report(summary, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert ("within the margin of ± 50.0 %" in page) is is_told
+    assert ("known to ± 50.0 % and lies that near" in page) is is_told
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert ("another measurement may end on its other side" in text) is is_told

@@ -318,6 +318,7 @@ def test_a_time_that_may_be_too_short_is_tried(run_fake, tmp_path):
     messages, _ = run_timed(run_fake, stages, max_time="1m")
     told = [message for stage, message in messages if "may be too short" in message]
     assert len(told) == 1 and "--max-time 60 s" in told[0]
+    assert "60 s are left, and the least work is forecast to take 2 min" in told[0]
     assert (tmp_path / "r" / "bundle" / "manifest.json").exists()
 
 

@@ -102,24 +102,44 @@ def format_record_page(record_type: type, lines: list[str], *, title: str) -> st
     """
     schema = describe_record(record_type)
     definitions: dict[str, Any] = schema["$defs"]
+    first_places: dict[str, str] = {}
     sections: list[tuple[str, str]] = []
+
+    def list_keys(place: str, properties: Mapping[str, Any]) -> None:
+        """Add the keys of a record at a place, and note the records that they hold."""
+        for key, facts in properties.items():
+            path = f"{place}.{key}" if place else key
+            lines.extend(format_key(path, facts, definitions=definitions))
+            name = find_definition(facts)
+            if not definitions.get(name, {}).get("properties"):
+                continue
+            inner_place = path + find_entry_mark(facts)
+            if name in first_places:
+                lines.extend([f"Its keys are those of `{first_places[name]}`.", ""])
+            else:
+                first_places[name] = inner_place
+                sections.append((inner_place, name))
+
     lines += [f"## {title}", ""]
-    for key, facts in schema["properties"].items():
-        name = find_definition(facts)
-        if name and name in definitions and definitions[name].get("properties"):
-            sections.append((key, name))
-        lines += format_key(key, facts, definitions=definitions)
-    listed = {name for _, name in sections}
-    for key, name in sections:
+    list_keys("", schema["properties"])
+    for place, name in sections:
         definition = definitions[name]
-        lines += [f"## `{key}`", "", definition.get("description", ""), ""]
-        for inner_key, facts in definition["properties"].items():
-            inner_name = find_definition(facts)
-            if inner_name and inner_name in definitions and inner_name not in listed:
-                listed.add(inner_name)
-                sections.append((f"{key}.{inner_key}", inner_name))
-            lines += format_key(f"{key}.{inner_key}", facts, definitions=definitions)
+        lines += [f"## `{place}`", "", definition.get("description", ""), ""]
+        list_keys(place, definition["properties"])
     return "\n".join(lines).rstrip() + "\n"
+
+
+def find_entry_mark(facts: Mapping[str, Any]) -> str:
+    """Return how a path goes on to the entries of a mapping or a list; empty for a record."""
+    if "additionalProperties" in facts:
+        return ".NAME"
+    if "items" in facts:
+        return "[]"
+    for choice in facts.get("anyOf", ()):
+        mark = find_entry_mark(choice)
+        if mark:
+            return mark
+    return ""
 
 
 def find_definition(facts: Mapping[str, Any]) -> str:
@@ -214,7 +234,8 @@ def format_kinds_page() -> str:
     ]
     for name in NODE_KINDS.list_names():
         kind = get_kind(name)
-        lines += [f"## `{name}`", "", f"From {NODE_KINDS.get_about(name)}.", ""]
+        about = NODE_KINDS.get_about(name)
+        lines += [f"## `{name}`", "", f"{about[0].upper()}{about[1:]}.", ""]
         lines += ["| port | | type of the value |", "|---|---|---|"]
         for port, facts in kind.inputs.items():
             direction = "input, may be left out" if facts.optional else "input"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 import signal
 import sys
@@ -109,6 +110,9 @@ class LazyGroup(click.Group):
         except MmcompressError as error:
             self._exit_with(error, context)
         except OSError as error:
+            if error.errno == errno.EPIPE:
+                # Who reads the output has gone, as `head` does: click ends in silence.
+                raise
             disk_error = find_disk_error(error)
             if disk_error is None:
                 self._exit_with_unexpected(error, context)
@@ -137,15 +141,14 @@ class LazyGroup(click.Group):
         if _shows_tracebacks(context):
             traceback.print_exception(error)
         last_frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{last_frame.filename}:{last_frame.lineno}"
-        resumption = self._describe_resumption()
-        err.print(
-            f"[red]error:[/red] unexpected {escape(type(error).__name__)}: {escape(str(error))} "
-            f"(at {escape(place)}). This is a fault of mmcompress or of a plug-in: the same line "
-            f"with {DEBUG_FLAG} shows the traceback, which a report of it needs"
-            f"{escape(resumption)}",
-            soft_wrap=True,
+        text = (
+            f"unexpected {type(error).__name__}: {error} "
+            f"(at {last_frame.filename}:{last_frame.lineno})"
         )
+        if not _shows_tracebacks(context):
+            text += f"; {DEBUG_FLAG} shows the traceback"
+        text += self._describe_resumption(flags=[DEBUG_FLAG])
+        err.print(f"[red]error:[/red] {escape(text)}", soft_wrap=True)
         context.exit(UNEXPECTED_EXIT_CODE)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -153,8 +156,12 @@ class LazyGroup(click.Group):
         self.arguments = list(args)
         return super().parse_args(context, args)
 
-    def _describe_resumption(self) -> str:
-        """Return the end of a message: the line that goes on with the interrupted command."""
+    def _describe_resumption(self, *, flags: Sequence[str] = ()) -> str:
+        """Return the end of a message: the line that goes on with the interrupted command.
+
+        Args:
+            flags: Flags of the program that the line has on top.
+        """
         name = next(
             (argument for argument in self.arguments if argument in self.commands_by_name), ""
         )
@@ -164,7 +171,7 @@ class LazyGroup(click.Group):
         arguments = list(self.arguments)
         if "--resume" not in arguments:
             arguments.append("--resume")
-        return f"; go on with: {shlex.join(['mmcompress', *arguments])}"
+        return f"; go on with: {shlex.join(['mmcompress', *flags, *arguments])}"
 
 
 def _shows_tracebacks(context: click.Context) -> bool:

@@ -73,7 +73,8 @@ def _describe_verdict(summary: Summary) -> str:
     if not summary.compressed.latency_ms.n:
         verdict += ", as predicted"
     if summary.is_target_within_margin:
-        verdict += f" [yellow]within the margin of ± {summary.latency_margin:.1%}[/yellow]"
+        clause = f"the latency is known to ± {summary.latency_margin:.1%}, and lies that near to it"
+        verdict += f" [yellow]({clause})[/yellow]"
     for kind in summary.target.undetermined_limits:
         verdict += f", [red]limit of {kind} undetermined[/red]"
     cross_modal = ""

@@ -660,7 +660,7 @@ class Summary:
     def is_target_within_margin(self) -> bool:
         """Whether the latency lies nearer to the target than it may be off by.
 
-        Another measurement may then end on the other side of it.
+        Another measurement may then end on the other side of it. Other limits are not looked at.
         """
         measured_ms: float = getattr(self.compressed.latency_ms, self.target.statistic)
         return abs(measured_ms / self.target.latency_ms - 1) < self.latency_margin

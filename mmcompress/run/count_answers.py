@@ -18,8 +18,8 @@ from mmcompress.results.records import AnswerCounts
 from mmcompress.spec.schema import Spec
 
 MIN_EQUAL_COSINE = 0.9999
-"""Cosine to the mean direction from which embeddings count as equal: rounding alone moves them
-further."""
+"""Cosine to the mean direction from which embeddings count as equal. Embeddings of different inputs
+lie further apart, even those of a poor model."""
 
 
 def find_judged_answers(spec: Spec) -> frozenset[str]:

@@ -14,6 +14,7 @@ from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import require_proofs
 from mmcompress.graph.inputs import make_request
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.graph.references import find_unjoined_encoders
 from mmcompress.metrics.answers import answer_pairs
 from mmcompress.models.sources import load_models, pin_sources
 from mmcompress.pipeline.forward import TorchPipeline
@@ -100,11 +101,15 @@ def _look_at_answers(
         write_requests(pipeline, requests, machine=describe_cpu()["name"])
     if spec.data.kind == DRAWN_DATA or len(pairs) < MIN_COMPARED_ANSWERS:
         return
+    answers_by_node = answer_pairs(pipeline, pairs, unjoined_encoders=find_unjoined_encoders(spec))
     texts: dict[str, tuple[str, ...]] = {}
-    for node, answers in answer_pairs(pipeline, pairs).items():
+    vectors: dict[str, list[list[float]]] = {}
+    for node, answers in answers_by_node.items():
         if answers.texts:
             texts[node] = answers.texts
-    for node, counts in count_answers(spec, texts).items():
+        if answers.vectors is not None:
+            vectors[node] = answers.vectors.tolist()
+    for node, counts in count_answers(spec, texts, vectors_by_node=vectors).items():
         if counts.uninformative_share >= MAX_UNINFORMATIVE_SHARE:
             on_progress(
                 "export",

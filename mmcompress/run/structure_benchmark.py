@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import statistics
 from collections.abc import Mapping, Sequence
@@ -43,6 +42,9 @@ WANTED_MARGIN = 0.015
 
 PARTS_OF_ONE_LOAD = 4
 """Parts of a single load whose ratios are compared, where there is no time for several loads."""
+
+NORMAL_QUANTILE_95 = 1.96
+"""Standard errors in half of an interval of 95 %."""
 
 MARGIN_BOOTSTRAP_DRAWS = 500
 """Resamples that the margin of a p95 is estimated from: enough for its first two digits."""
@@ -255,7 +257,7 @@ def estimate_margin(
 
     It is the half-width of the interval of 95 % over the loads, each with its own ratio. Within a
     load, the requests share the speed of the machine and the places of the weights in memory.
-    The tail of a p95 adds sqrt(2) standard errors, which are bootstrapped over requests.
+    Of a p95 it is the larger of this one and that of the tail, which is bootstrapped over requests.
 
     Args:
         samples: What was observed of the structure and of whole pipelines.
@@ -277,10 +279,10 @@ def estimate_margin(
 
 
 def _estimate_tail_margin(new: Sequence[float], old: Sequence[float]) -> float:
-    """Return what the ratio of the p95s of two pipelines may differ by when measured again."""
+    """Return half of the interval of 95 % of the ratio of two p95s, at most `MAX_MARGIN`."""
     rows = np.random.default_rng(0).integers(0, len(new), (MARGIN_BOOTSTRAP_DRAWS, len(new)))
     new_p95s = np.percentile(np.asarray(new)[rows], 95, axis=1)
     old_p95s = np.percentile(np.asarray(old)[rows], 95, axis=1)
     p95_ratios = new_p95s / old_p95s
-    margin = math.sqrt(2) * float(p95_ratios.std() / p95_ratios.mean())
+    margin = NORMAL_QUANTILE_95 * float(p95_ratios.std() / p95_ratios.mean())
     return min(margin, MAX_MARGIN)

@@ -209,8 +209,9 @@ def require_enough_time(least: LeastTime, seconds_left: float, *, max_seconds: f
         return ""
     if least.total <= REFUSED_FACTOR * seconds_left:
         return (
-            f"--max-time {format_duration(max_seconds)} may be too short: the least that the run "
-            f"does is forecast to take {format_duration(least.total)}; it goes on with that"
+            f"--max-time {format_duration(max_seconds)} may be too short: "
+            f"{format_duration(seconds_left)} are left, and the least work is forecast to take "
+            f"{format_duration(least.total)}. The run goes on with it, and may end late"
         )
     given_text = format_duration(max_seconds)
     left_text = format_duration(seconds_left)

@@ -72,9 +72,30 @@ def list_runtime_env(
         asked["env_vars"] = variables
     if runtime_env.pip:
         asked["pip"] = list(runtime_env.pip)
-    if runtime_env.image_uri:
-        asked["image_uri"] = runtime_env.image_uri
     return asked
+
+
+def list_missing_in_job(asked: Mapping[str, Any], job_config: str) -> dict[str, Any]:
+    """Return what a run asks for and the job that it runs in does not bring along.
+
+    `mmcompress submit` gives a job all of it. A job that was sent otherwise may lack it, and Ray
+    refuses what is asked for twice.
+
+    Args:
+        asked: What Ray is asked for, as its `runtime_env` takes it.
+        job_config: The JSON that Ray leaves in the environment of a job.
+    """
+    brought: dict[str, Any] = json.loads(job_config).get("runtime_env") or {}
+    missing = {key: value for key, value in asked.items() if key not in brought}
+    known_variables = brought.get("env_vars") or {}
+    variables: dict[str, str] = {}
+    for name, value in (asked.get("env_vars") or {}).items():
+        if name not in known_variables:
+            variables[name] = value
+    missing.pop("env_vars", None)
+    if variables:
+        missing["env_vars"] = variables
+    return missing
 
 
 def read_expected_versions() -> dict[str, str]:

@@ -22,7 +22,7 @@ from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCras
 from mmcompress.errors import ClusterError
 from mmcompress.runtime.addresses import hide_password
 from mmcompress.runtime.environment import BYTES_PER_GB
-from mmcompress.search.cluster_nodes import check_nodes, list_runtime_env
+from mmcompress.search.cluster_nodes import check_nodes, list_missing_in_job, list_runtime_env
 from mmcompress.search.executors import (
     Evaluate,
     ExecutorSettings,
@@ -42,6 +42,9 @@ MAX_LOCAL_STARTS = 3
 
 CONNECT_SECONDS = 5.0
 """Seconds that the head of a cluster may take to accept a connection."""
+
+JOB_CONFIG_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Environment variable that Ray gives the process of a job: what the job brings along."""
 
 LOOPBACK = "127.0.0.1"
 """Where a local Ray listens: nobody else can reach it."""
@@ -131,7 +134,12 @@ class RayExecutor(Executor):
         if self.started_ray:
             self._start_ray(workers, self.settings.address)
         if self.settings.address:
-            check_nodes(self.settings.cluster)
+            try:
+                check_nodes(self.settings.cluster)
+            except BaseException:
+                # Nobody else lets the connection go: the next try must not find it.
+                self.shutdown()
+                raise
         self.context = ray.put(context)
         # By default Ray runs a crashing task four times; the search decides what is tried again.
         options: dict[str, Any] = {
@@ -217,12 +225,16 @@ def _describe_node(node: Mapping[str, Any]) -> str:
 def _connect_to_cluster(address: str, runtime_env: RuntimeEnv) -> None:
     """Connect to a running cluster."""
     _require_listener(address)
-    # A Ray job already brings the package along.
-    is_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
-    prepared = {"py_modules": [str(PACKAGE_FOLDER)], **list_runtime_env(runtime_env)}
+    prepared = list_runtime_env(runtime_env)
+    job_config = os.environ.get(JOB_CONFIG_VARIABLE)
+    if job_config:
+        # A Ray job already brings the package along.
+        prepared = list_missing_in_job(prepared, job_config)
+    else:
+        prepared["py_modules"] = [str(PACKAGE_FOLDER)]
     ray.init(
         address=address,
-        runtime_env=None if is_job else prepared,
+        runtime_env=prepared or None,
         log_to_driver=False,
         logging_level=logging.ERROR,
     )

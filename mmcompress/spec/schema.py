@@ -324,8 +324,13 @@ class Resources:
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 """The name of an environment variable."""
 
-SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY")
-"""Words in the name of an environment variable whose value nobody should read."""
+SECRET_NAME = re.compile(
+    r"(.*_)?(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|(API|ACCESS|SECRET)_KEY)", re.IGNORECASE
+)
+"""The name of an environment variable whose value nobody should read."""
+
+SWITCHES = ("HF_HUB_DISABLE_IMPLICIT_TOKEN",)
+"""Environment variables that are named like a secret and hold none."""
 
 
 def check_variable_name(name: str) -> str:
@@ -337,7 +342,7 @@ def check_variable_name(name: str) -> str:
 
 def check_is_no_secret(name: str) -> str:
     """Return the name of an environment variable whose value may be read, or raise `ValueError`."""
-    if any(word in name.upper() for word in SECRET_WORDS):
+    if SECRET_NAME.fullmatch(name) and name not in SWITCHES:
         raise ValueError(
             f"the value of {name} would stand in the records of the cluster: set it on the nodes, "
             "and name it in cluster.secrets"
@@ -355,8 +360,6 @@ class RuntimeEnv:
         default_factory=dict
     )
     """Environment variables of all tasks. They stand in the records of the cluster."""
-    image_uri: str = ""
-    """Container image that tasks run in. The nodes must be set up for it. Empty: none."""
 
 
 @dataclass(frozen=True, kw_only=True)
