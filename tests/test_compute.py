@@ -95,7 +95,7 @@ def test_every_criterion_scores_alike_and_gives_scores_to_the_processor(
             torch.testing.assert_close(found, block_scores, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_refit_and_sensitivity_are_the_same(spec, move, accelerator):
     curves = {}
     refitted_weights = {}

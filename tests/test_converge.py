@@ -131,7 +131,7 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("last_message", ["step 6,", "10 steps with"])
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_it_goes_on_from_any_point(spec, pipeline, models, batch, student, tmp_path, last_message):
     inputs = TrainingInputs(
         pipeline=pipeline,

@@ -225,7 +225,7 @@ def test_t5_layers_lose_heads_of_their_own():
     assert torch.equal(_get_t5_bias(cut, 1), _get_t5_bias(model, 1)[[0]])
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_saved_and_loaded_in_a_new_process_it_answers_the_same(tmp_path):
     kept_units = {}
     for name, make in FAMILIES.items():

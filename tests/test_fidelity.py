@@ -460,7 +460,7 @@ def test_whispers_language_task_and_prompt_are_the_librarys(options, tmp_path):
     assert all(proof.passed for proof in proofs.values()), proofs["texts"].detail
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.parametrize("candidates", [1, 3])
 def test_coca_writes_captions_as_long_as_its_library_does(tmp_path, candidates):
     case = replace(LIBRARY_CASES["open_clip CoCa"], writer=f"candidates: {candidates}")

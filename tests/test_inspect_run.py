@@ -180,7 +180,7 @@ def test_the_cache_is_cleaned_as_well(tmp_path, monkeypatch):
     assert call("clean")[0].exit_code == 2 and call("clean", "r", "--cache")[0].exit_code == 2
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_cleaned_run_goes_on_with_another_target(run, tiny, machine, one_artifact):
     from mmcompress.run import run_targets as workflow
 

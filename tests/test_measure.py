@@ -485,7 +485,7 @@ def test_branches_run_at_the_same_time_and_say_the_same(run_folder, tmp_path):
     many.run(image=image)  # or the barrier breaks
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_path, machine):
     from mmcompress.graph.structure import Candidate
     from mmcompress.run.predictor import build_predictor

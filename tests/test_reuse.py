@@ -108,7 +108,7 @@ def test_a_weight_a_setting_and_a_file_change_their_hashes(tiny, tmp_path, model
     assert hash_listing(tmp_path) != listed
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_second_target_takes_over_what_the_first_run_measured(
     tiny, run_folder, machine, one_artifact, tmp_path
 ):

@@ -493,7 +493,7 @@ def list_open_addresses():
     return {ip for ip in listening if ip.removeprefix("::ffff:") not in ("127.0.0.1", "::1")}
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_ray_gives_what_inline_gives(tmp_path):
     def by_value(context, candidate):  # workers can't import a test module
         lost = {

@@ -140,7 +140,7 @@ def test_a_right_answer_among_the_first_ones_counts():
                 assert score == any(references[k] == references[i] for k in better)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.parametrize("request_name", ["pair", "image", "text"])
 def test_the_target_counts_what_a_request_holds(dual, tmp_path, machine, request_name):
     changes = {"measure.request": request_name}

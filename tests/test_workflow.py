@@ -99,7 +99,7 @@ def test_a_finished_run_resumes_to_the_same_structure_without_new_trials(run_fol
     )  # nor measured again
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_run_that_was_cut_off_before_its_summary_measures_what_was_made(
     run_folder, tiny, tmp_path, one_artifact
 ):
@@ -127,7 +127,7 @@ def test_resume_with_another_spec_is_refused(run_folder, tiny, machine):
         workflow.run(tiny / "spec.yaml", run_folder, overrides={"seed": 5}, resume=True, **machine)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_what_a_spec_pins_is_kept_by_every_trial(tmp_path, run_tiny):
     pins = {
         "nodes.vision.precision": "fp32",
@@ -171,7 +171,7 @@ def test_a_protection_that_is_searched_holds_at_its_lower_end(run_folder, tiny):
         assert cross <= rest + 1e-6, t.origin
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(loose, tmp_path, machine):
     path, changes = loose
     changes = changes | {"search.trials": 1, "distill.steps": 2}
@@ -187,7 +187,7 @@ def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(loose, tmp_pa
     assert max(max(c["loss_increases"]) for c in curves.values()) > 0  # not cut for free
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_rounds_of_training_go_on_with_pairs_not_seen_before(
     tiny, tmp_path, one_artifact, machine, prepare_tiny
 ):
@@ -317,7 +317,7 @@ def test_the_command_exits_with_3_where_a_target_cannot_be_met(tiny, out_of_reac
     assert "bottleneck" in " ".join(done.output.split())
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path, machine, run_tiny):
     """As `clip_blip_base.yaml` does: loss increases from Fisher scores, trials as sums, no input moments, no model run."""
     scores = {"prune.importance": "fisher", "prune.sensitivity": "estimated"}
@@ -389,7 +389,7 @@ def test_blocks_that_rounding_harms_stay_in_fp32(tmp_path, run_tiny):
         assert manifest[n]["spared"] == sorted(spared[n]["int8"])
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_limits_bind_the_search_and_are_checked_on_what_was_made(tmp_path, run_folder, run_tiny):
     changes = {"search.trials": 4, "distill.steps": 1, "target": "1.01x"}
     dense = read_record(Summary, run_folder / "summary.json").baseline
@@ -411,7 +411,7 @@ def test_limits_bind_the_search_and_are_checked_on_what_was_made(tmp_path, run_f
     assert any(f"predicted at {lowest.value:.2f} MB" in w for w in tight.warnings)
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 @pytest.mark.parametrize("schedule", ["gradual", "rewind"])
 def test_a_schedule_goes_by_rounds_and_is_proved_at_the_end(
     tiny, tmp_path, schedule, one_artifact, run_tiny
@@ -431,7 +431,7 @@ def test_a_schedule_goes_by_rounds_and_is_proved_at_the_end(
     assert again.kept_units == s.kept_units and again.samples == s.samples
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_survivors_are_rewound_to_an_earlier_checkpoint(tiny, tmp_path, run_tiny):
     import shutil
 
@@ -951,7 +951,7 @@ def test_a_second_artifact_starts_from_the_least_loss():
     assert choose_start((0.5, 0.4, 0.3), earlier_best=float("inf")).is_near_earlier
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_a_second_artifact_goes_on_from_what_the_first_learned(tmp_path, run_tiny):
     def retry_once(history, limits):
         return plan_artifact(history, limits) if len(history) < 2 else Done(reason="two are made")
@@ -977,7 +977,7 @@ def test_a_second_artifact_goes_on_from_what_the_first_learned(tmp_path, run_tin
     assert max(row["step"] for row in history) in ((2, 6) if inherits else (6,))
 
 
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_taken(
     tiny, tmp_path, monkeypatch, one_artifact, machine, run_tiny
 ):

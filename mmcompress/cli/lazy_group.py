@@ -98,7 +98,7 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(rows)
         formatter.write_paragraph()
-        formatter.write_text(f"{DEBUG_FLAG} anywhere in a line shows the traceback of an error.")
+        formatter.write(f"{DEBUG_FLAG} anywhere in a line shows the traceback of an error.\n")
 
     def invoke(self, context: click.Context) -> Any:
         """Run a command; an error of this project becomes one message and its exit code."""

@@ -66,6 +66,10 @@ RATE_SEARCH_STEPS = 40
 EXPECTED_ATTEMPTS = 2
 """Structures that are measured, as a rule, until one fits the target."""
 
+EXPECTED_LOADS_FACTOR = 1.5
+"""Loads of a structure, as a rule, until its ratio is certain enough / those that it has at least.
+"""
+
 EXPECTED_PARTS = 4
 """Parts of the final measuring, as a rule, until the ratio is certain enough."""
 
@@ -289,7 +293,10 @@ def forecast_bench(pace: Pace, *, share: float) -> float:
     round_ms = pace.dense_ms * (1 + share + pace.references)
     asked = MAX_REQUESTS_FACTOR * pace.requests * round_ms / 1e3
     sending = min(choose_comparison_seconds(pace.dense_ms), asked)
-    return sending + bench_repeats(pace.dense_ms) * PROCESS_SECONDS
+    loads = bench_repeats(pace.dense_ms)
+    seconds = sending + loads * PROCESS_SECONDS
+    # A slow pipeline is loaded once.
+    return seconds if loads == 1 else EXPECTED_LOADS_FACTOR * seconds
 
 
 def forecast_part(pace: Pace, *, share: float) -> float:
