@@ -139,6 +139,7 @@ def test_moments_of_a_file_serve_on_any_device(spec, move, accelerator):
         assert torch.equal(left, right)
 
 
+@pytest.mark.examples(1)
 @pytest.mark.parametrize("stores_outputs", [False, True])
 def test_training_learns_the_same(spec, move, accelerator, tmp_path, stores_outputs):
     losses = {}

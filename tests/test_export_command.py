@@ -81,6 +81,7 @@ def test_a_captioner_is_exported_with_its_cache_and_its_proof(write_spec, tmp_pa
     assert set(manifest["graph"]["nodes"]["captioner"]["files"]) == {"context", "step"}
 
 
+@pytest.mark.slow
 def test_an_exported_bundle_carries_requests_for_verify_and_bench(
     write_spec, tmp_path, monkeypatch
 ):
@@ -98,12 +99,14 @@ def test_an_exported_bundle_carries_requests_for_verify_and_bench(
     assert measured.exit_code == 0, measured.output
 
 
+@pytest.mark.slow
 def test_no_request_is_kept_where_the_spec_shows_no_samples(write_spec, tmp_path):
     bundle = tmp_path / "b"
     export_dense(write_spec(WITH_CAPTIONER), bundle, overrides={"report.samples": "none"})
     assert not (bundle / "requests").exists()
 
 
+@pytest.mark.examples(1)
 @pytest.mark.parametrize("is_alike", [True, False])
 def test_a_generator_that_writes_the_same_of_everything_is_told(
     write_spec, tmp_path, monkeypatch, is_alike

@@ -93,6 +93,7 @@ def test_any_number_of_workers_gives_the_same_trials(tmp_path, sampler):
         assert describe(trials) == describe(alone)
 
 
+@pytest.mark.examples(2)
 @pytest.mark.parametrize("submissions", [0, 1, 3, 4, 6, 9, 14])
 def test_wherever_it_is_cut_off_it_goes_on_to_the_same_trials(tmp_path, submissions):
     whole = go_in_order(tmp_path / "whole")

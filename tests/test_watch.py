@@ -98,7 +98,8 @@ def test_lines_are_told_with_the_time_of_the_run(folder):
     assert "4321 s distill" in watch(folder.path)[1]
 
 
-def test_a_folder_without_a_run_is_told(tmp_path):
+def test_a_folder_without_a_run_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("mmcompress.cli.watch.MAX_WAIT_SECONDS", 0.01)
     code, _ = watch(tmp_path)
     assert code != 0
     with hold_folder(tmp_path):

@@ -108,6 +108,7 @@ def is_gone_within(seconds, process_id):
     return False
 
 
+@pytest.mark.slow
 def test_a_child_whose_parent_is_killed_ends_as_after_sigterm():
     with start_watched("print(os.getpid(), flush=True); time.sleep(60)") as process:
         child = int(process.stdout.readline())
