@@ -41,6 +41,9 @@ RecordType = TypeVar("RecordType")
 PlainType = TypeVar("PlainType", dict[str, Any], list[Any])
 """What JSON holds at its root."""
 
+UNFINISHED_SUFFIX = ".new"
+"""Ends the name of a file or folder that is being written."""
+
 DAMAGED_SUFFIX = ".damaged"
 """Behind the name of a file that can't be read and was set aside."""
 
@@ -388,7 +391,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     Raises:
         DiskFull: The disk has no room for it.
     """
-    unfinished = path.with_name(path.name + ".new")
+    unfinished = path.with_name(path.name + UNFINISHED_SUFFIX)
     with name_full_disk(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         unfinished.unlink(missing_ok=True)
@@ -455,7 +458,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     Raises:
         DiskFull: The disk has no room for it.
     """
-    unfinished = folder.with_name(folder.name + ".new")
+    unfinished = folder.with_name(folder.name + UNFINISHED_SUFFIX)
     with name_full_disk(folder):
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir(parents=True)
@@ -551,6 +554,11 @@ def _read_json(path: Path) -> Any:
 def _add_cure(cure: str) -> str:
     """Return the end of a message that tells a cure; nothing where there is none."""
     return f"; {cure}" if cure else ""
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether a file or folder is of no use: unfinished, or damaged and set aside."""
+    return path.name.endswith(UNFINISHED_SUFFIX) or DAMAGED_SUFFIX in path.name
 
 
 def set_aside(path: Path) -> Path:

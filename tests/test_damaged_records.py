@@ -251,3 +251,19 @@ def test_damaged_weights_of_a_short_training_are_set_aside(folder, opened):
     look_through(run)
     assert not weights.exists()
     assert any(str(weights) in message for message in messages)
+
+
+def test_what_a_killed_run_was_writing_is_removed_before_it_goes_on(folder, opened):
+    run, told = opened(folder)
+    rounded = folder.quantized / "int8.new"
+    shutil.copytree(folder.bundle, rounded)
+    next(rounded.rglob("*.onnx")).write_bytes(b"torn")
+    (folder.weights / "captioner.safetensors.new").write_bytes(b"torn")
+    (folder.path / "earlier.new").mkdir()
+    (folder.path / "distill.json").rename(folder.path / "earlier.new" / "distill.json")
+    set_damaged_shared_aside(run)
+    assert not rounded.exists() and not list(folder.weights.glob("*.new"))
+    # An artifact that was being moved is no leftover.
+    assert (folder.path / "earlier.new" / "distill.json").exists()
+    look_through(run)
+    assert not told and not list(folder.path.rglob("*.damaged*"))

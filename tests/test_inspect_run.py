@@ -14,7 +14,7 @@ from optuna.storages.journal import JournalFileBackend
 from mmcompress.cli import main
 from mmcompress.run.inspect_run import inspect_run, repair_run
 from mmcompress.search.study import STUDY_NAME
-from mmcompress.workspace.clean import measure_size
+from mmcompress.workspace.clean import list_run_parts, measure_size
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import hold_folder
 
@@ -86,6 +86,13 @@ def leave_scratch(run):
     (run.path / "summary.json.new").write_text("{")
 
 
+def leave_a_bundle_unfinished(run):
+    """A run was killed while it wrote the dense pipeline in int8."""
+    shutil.copytree(run.bundle, run.quantized / "int8.new")
+    graph = next((run.quantized / "int8.new").rglob("*.onnx"))
+    graph.write_bytes(graph.read_bytes()[:100])
+
+
 BREAKS = {
     leave_a_trial_running: ("study.journal", "is still running, and nobody works on it"),
     write_a_trial_twice: ("study.journal", "stands in it 2 times"),
@@ -96,10 +103,18 @@ BREAKS = {
     lose_the_bundle: ("bundle", "its bundle is not there"),
     tear_the_weights: ("weights", "can't be read"),
     leave_scratch: ("scratch", "left it unfinished"),
+    leave_a_bundle_unfinished: ("int8.new", "left it unfinished"),
 }
 """What breaks a folder, the part that is named, and what is said of it."""
 
-MENDED = (leave_a_trial_running, tear_the_journal, tear_a_record, leave_scratch, tear_the_weights)
+MENDED = (
+    leave_a_trial_running,
+    tear_the_journal,
+    tear_a_record,
+    leave_scratch,
+    leave_a_bundle_unfinished,
+    tear_the_weights,
+)
 """What a repair mends without a run."""
 
 
@@ -131,6 +146,24 @@ def test_a_repair_leaves_nothing_to_find(run, break_it):
     assert told and inspect_run(run.path) == []
     kept = [t for t in open_journal(run).trials if "trial" in t.user_attrs]
     assert len(kept) >= trials - 1
+
+
+def test_what_was_set_aside_is_never_read_or_set_aside_again(run):
+    """A folder that was set aside is checked by nobody: neither a bundle nor an artifact."""
+    shutil.copytree(run.bundle, run.quantized / "int8.new.damaged" / "inner")
+    aside = run.quantized / "int8.damaged"
+    shutil.copytree(run.bundle, aside)
+    (run.path / "earlier.damaged").mkdir()
+    run.fitted.replace(run.path / "earlier.damaged" / run.fitted.name)
+    (run.path / "earlier.damaged" / run.summary.name).write_text("{")
+    for graph in aside.rglob("*.onnx"):
+        graph.write_bytes(b"")
+    before = list_files(run)
+    repair_run(run.path, tell=print)
+    assert list_files(run) == before and inspect_run(run.path) == []
+    assert run.list_finished_subfolders() == []
+    parts = [part for part in list_run_parts(run) if part.can_go]
+    assert {part.path.name for part in parts} >= {"earlier.damaged", "rounded"}
 
 
 def test_an_artifact_that_was_being_moved_is_kept(run):

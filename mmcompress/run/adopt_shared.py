@@ -31,7 +31,14 @@ from mmcompress.run.reuse_rules import (
 )
 from mmcompress.run.run_facts import write_facts
 from mmcompress.search.sensitivity.store import check_sensitivity, is_sensitivity_stored
-from mmcompress.storage import read_plain, read_record, replace_file, replace_folder, write_record
+from mmcompress.storage import (
+    is_leftover,
+    read_plain,
+    read_record,
+    replace_file,
+    replace_folder,
+    write_record,
+)
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
 
@@ -228,7 +235,7 @@ def _link_files(source: Path, target: Path) -> None:
     """
     with replace_folder(target) as unfinished:
         for file in sorted(source.iterdir()):
-            if file.name.endswith(".new"):
+            if is_leftover(file):
                 # The earlier run is writing it.
                 continue
             try:

@@ -30,7 +30,7 @@ from mmcompress.search.linearize import InteractionFactors
 from mmcompress.search.sensitivity.store import check_sensitivity, is_sensitivity_stored
 from mmcompress.search.short_finetune import FinetunedStructures
 from mmcompress.stats import SplitScores
-from mmcompress.storage import read_plain, read_record, set_aside_if_damaged
+from mmcompress.storage import is_leftover, read_plain, read_record, set_aside_if_damaged
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
 
@@ -64,7 +64,11 @@ class DamagedFileMover:
 
 
 def set_damaged_shared_aside(run: RunContext) -> None:
-    """Set aside what is damaged of the records that the targets share, and tell of it."""
+    """Set aside what is damaged of the records that the targets share, and tell of it.
+
+    What a killed process was writing is removed: not every file of it is written anew.
+    """
+    run.shared.remove_unfinished()
     check_shared_records(run.shared, DamagedFileMover(run.tell_damage), blocks=run.blocks)
 
 
@@ -98,7 +102,7 @@ def check_shared_records(
     check_record(Profile, folder.profile)
     _check_bundle(checker, folder.baseline)
     check_record(Predictor, folder.predictor)
-    for bundle in _list_folders(folder.quantized):
+    for bundle in _list_bundles(folder.quantized):
         # The predictor is made again for them: that stage alone writes them.
         _check_bundle(checker, bundle, dependents=[folder.predictor])
     check_record(Footprint, folder.footprint)
@@ -181,11 +185,12 @@ def check_bundle(bundle: Path) -> None:
     verify_files(bundle, read_manifest(bundle))
 
 
-def _list_folders(folder: Path) -> list[Path]:
-    """List the folders in a folder; none where there is no such folder."""
+def _list_bundles(folder: Path) -> list[Path]:
+    """List the bundles in a folder, without leftovers; none where there is no such folder."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if (path / "manifest.json").exists())
+    places = [path for path in folder.iterdir() if not is_leftover(path)]
+    return sorted(place for place in places if (place / "manifest.json").exists())
 
 
 def _check_texts(path: Path) -> None:

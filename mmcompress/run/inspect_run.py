@@ -19,12 +19,9 @@ from mmcompress.run.check_records import (
     check_shared_records,
 )
 from mmcompress.search.study import list_study_faults, open_study
-from mmcompress.storage import read_record
+from mmcompress.storage import is_leftover, read_record
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import WAIT, hold_folder, is_held
-
-UNFINISHED_SUFFIX = ".new"
-"""End of the name of a file or folder that is being written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +120,8 @@ def _read_nodes(folder: RunFolder) -> list[str]:
 
 def _list_target_folders(folder: RunFolder) -> list[RunFolder]:
     """List the folders of targets: the run folder itself, and those in it."""
-    places = [folder.path, *sorted(path for path in folder.path.iterdir() if path.is_dir())]
+    inner_folders = [path for path in folder.path.iterdir() if path.is_dir()]
+    places = [folder.path, *sorted(path for path in inner_folders if not is_leftover(path))]
     targets = [RunFolder(path=path) for path in places]
     return [
         target
@@ -168,9 +166,9 @@ def list_leftovers(folder: RunFolder) -> list[Path]:
     leftovers: list[Path] = []
     for target in [folder, *_list_target_folders(folder)]:
         leftovers += [path for path in (target.scratch, target.weights_room) if path.exists()]
-        if not target.has_interrupted_move():
-            # An artifact that is being set aside lies in such a folder.
-            leftovers += sorted(target.path.glob(f"*{UNFINISHED_SUFFIX}"))
+    for path in folder.list_unfinished():
+        if not any(place in path.parents for place in leftovers):
+            leftovers.append(path)
     return list(dict.fromkeys(leftovers))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompress.runtime.cache import locate_cache_folder
-from mmcompress.storage import DAMAGED_SUFFIX
+from mmcompress.storage import DAMAGED_SUFFIX, is_leftover
 from mmcompress.workspace.folder import RunFolder
 
 
@@ -33,9 +33,17 @@ def list_run_parts(folder: RunFolder) -> list[DiskPart]:
         folder: The run folder; those of its targets are parts of it.
     """
     parts: list[DiskPart] = []
-    targets = [RunFolder(path=path) for path in sorted(folder.path.iterdir()) if path.is_dir()]
+    inner_folders = [path for path in sorted(folder.path.iterdir()) if path.is_dir()]
+    targets = [RunFolder(path=path) for path in inner_folders if not is_leftover(path)]
     for place in [folder, *targets]:
         parts += _list_removable(place)
+    removable = {part.path for part in parts}
+    for path in sorted(folder.path.rglob(f"*{DAMAGED_SUFFIX}*")):
+        if removable.isdisjoint([path, *path.parents]):
+            removable.add(path)
+            about = "was damaged and set aside; nothing reads it"
+            size_bytes = measure_size(path)
+            parts.append(DiskPart(path=path, size_bytes=size_bytes, about=about, can_go=True))
     listed = {part.path for part in parts}
     for path in sorted(folder.path.iterdir()):
         if path not in listed:
@@ -56,8 +64,6 @@ def _list_removable(place: RunFolder) -> list[DiskPart]:
     }
     if place.summary.exists():
         about_by_path[place.training_checkpoint] = "the state of a training that has ended"
-    for path in sorted(place.path.glob(f"*{DAMAGED_SUFFIX}*")):
-        about_by_path[path] = "was damaged and set aside; nothing reads it"
     return [
         DiskPart(path=path, size_bytes=measure_size(path), about=about, can_go=True)
         for path, about in about_by_path.items()

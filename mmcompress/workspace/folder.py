@@ -14,7 +14,13 @@ from pathlib import Path
 
 from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.plan import QUANTIZED_FOLDER
-from mmcompress.storage import read_plain, set_aside_if_damaged, write_record
+from mmcompress.storage import (
+    UNFINISHED_SUFFIX,
+    is_leftover,
+    read_plain,
+    set_aside_if_damaged,
+    write_record,
+)
 from mmcompress.version import __version__
 
 ARTIFACT_PATTERNS = (
@@ -397,7 +403,8 @@ class RunFolder:
 
     def list_finished_subfolders(self) -> list[str]:
         """Return the names of the folders in this one that hold a finished run, sorted."""
-        return sorted(path.parent.name for path in self.path.glob(f"*/{self.summary.name}"))
+        folders = [path.parent for path in self.path.glob(f"*/{self.summary.name}")]
+        return sorted(folder.name for folder in folders if not is_leftover(folder))
 
     def read_timings(self, tell: Callable[[str], None]) -> dict[str, float]:
         """Return the seconds spent in every stage so far; empty before the first stage.
@@ -543,6 +550,25 @@ class RunFolder:
                 _remove_path(self.path / path.name)
                 path.rename(self.path / path.name)
             self._unfinished_restore.rmdir()
+
+    def list_unfinished(self) -> list[Path]:
+        """List the files and folders that a killed process was writing; nothing reads them.
+
+        Those of the targets' folders are listed as well. The artifact that a move takes away lies
+        in such a folder too, and is not listed.
+        """
+        unfinished: list[Path] = []
+        for path in sorted(self.path.rglob(f"*{UNFINISHED_SUFFIX}")):
+            is_inside_another = any(place in path.parents for place in unfinished)
+            is_moved = RunFolder(path=path.parent).has_interrupted_move()
+            if not is_inside_another and not is_moved:
+                unfinished.append(path)
+        return unfinished
+
+    def remove_unfinished(self) -> None:
+        """Remove what a killed process was writing. No process may work on the folder."""
+        for path in self.list_unfinished():
+            _remove_path(path)
 
     def remove_artifact(self) -> None:
         """Remove the folder's artifact."""
