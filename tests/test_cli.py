@@ -226,11 +226,13 @@ def test_predict_and_bench(run_folder, tmp_path):
 
 def test_help_names_every_method_and_table(spec):
     from mmcompress.experiments.baselines import BASELINES
-    from mmcompress.experiments.cells import TABLES, list_cells
+    from mmcompress.experiments.cells import list_cells
+    from mmcompress.experiments.names import METHODS, TABLES
 
     compare_help, ablate_help = call("compare", "--help").output, call("ablate", "--help").output
     assert all(name in compare_help for name in BASELINES)
     assert all(name in ablate_help for name in TABLES)
+    assert tuple(BASELINES) == METHODS
     assert sorted(TABLES) == sorted({c.table for c in list_cells(spec)})
 
 
@@ -261,8 +263,13 @@ def test_a_wrong_spec_is_told_before_torch_is_imported(tmp_path):
         "sys.modules['torch'] = None\n"
         "from click.testing import CliRunner\n"
         "from mmcompress.cli import main\n"
-        f"done = CliRunner().invoke(main, ['run', {str(spec)!r}, '--out', {str(tmp_path / 'r')!r}])\n"
-        "assert done.exit_code == 2 and 'nodez' in done.output, done.output\n"
+        "for command in ('run', 'compare', 'ablate', 'profile', 'export', 'explain'):\n"
+        f"    words = [command, {str(spec)!r}]\n"
+        "    if command != 'explain':\n"
+        f"        words += ['--out', {str(tmp_path / 'r')!r}]\n"
+        "    done = CliRunner().invoke(main, words)\n"
+        "    assert done.exit_code == 2 and 'nodez' in done.output, (command, done.output)\n"
+        "    assert CliRunner().invoke(main, [command, '--help']).exit_code == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 

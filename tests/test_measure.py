@@ -7,8 +7,10 @@ import threading
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import onnx
 import pytest
+from scipy.optimize import isotonic_regression
 
 from mmcompress.errors import BundleError
 from mmcompress.graph.blocks import ConvGeometry
@@ -33,7 +35,7 @@ from mmcompress.models.counts import count_block_params, count_params_and_macs
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu, fingerprint_device, list_package_versions
 from mmcompress.runtime.sessions import open_session
-from mmcompress.runtime.timing import find_lowest_median, time_call
+from mmcompress.runtime.timing import find_lowest_median, time_call, time_calls_in_turn
 
 ALONE = apart.benchmark_in_subprocess  # as it is; tests measure in their own process
 
@@ -103,6 +105,28 @@ def test_the_table_measures_only_what_is_missing(monkeypatch):
     assert all(list(r.ms) == sorted(r.ms) and r.units == (16, 32, 48, 64) for r in first.rows)
     monkeypatch.setattr(table, "build_stack", None)  # nothing is built
     assert table.measure_table(need, 1, cached=first) == first
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_are_the_isotonic_regression_of_what_was_measured(seed):
+    measured = np.random.default_rng(seed).normal(np.arange(8), 2.0)
+    expected = isotonic_regression(measured).x
+    assert table.fit_rising(measured.tolist()) == pytest.approx(expected.tolist())
+
+
+def test_blocks_that_are_large_in_memory_are_measured_in_several_turns(monkeypatch):
+    turns = []
+
+    def time_in_turn(calls, *others, **options):
+        turns.append(len(calls))
+        return [1.0, *(3.0 for _ in calls[1:])]
+
+    monkeypatch.setattr(table, "time_calls_in_turn", time_in_turn)
+    monkeypatch.setattr(table, "MAX_BYTES_IN_TURN", 100_000)
+    rows = table.measure_table([table.TableNeed(key=FFN_KEY, units=64, granularity=16)], 1).rows
+    # 8 stacks, and an empty call in every turn
+    assert len(turns) > 1 and sum(turns) == 8 + len(turns)
+    assert all(row.ms == pytest.approx([2.0 / table.STACKED_COPIES] * 4) for row in rows)
 
 
 def test_a_table_of_another_device_is_not_used():
@@ -353,6 +377,18 @@ def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
     )
     assert predict(nothing_cut) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
     assert read_record(Summary, run_folder / "summary.json").predicted_latency_ms_p50 > 0
+
+
+def test_calls_in_turn_all_meet_a_change_of_pace(passing):
+    """The machine slows down half-way: the ratio of two calls is right all the same."""
+    paces = iter([1.0] * 8 + [2.0] * 100)
+
+    def wait(seconds):
+        return lambda: passing(seconds * next(paces))
+
+    first_ms, second_ms = time_calls_in_turn([wait(0.002), wait(0.006)], 1, rounds=9, limit=1e9)
+    assert second_ms / first_ms == pytest.approx(3.0)
+    assert time_calls_in_turn([wait(0.01)], 1, rounds=99, limit=0.05) == [pytest.approx(20.0)]
 
 
 def test_quiet_ignores_what_only_adds_time(passing):

@@ -16,9 +16,13 @@ from mmcompress.cli.options import (
     split_names,
 )
 from mmcompress.cli.results_table import print_claims, print_path
-from mmcompress.experiments.ablate import ablate
-from mmcompress.experiments.cells import TABLES
+from mmcompress.experiments.names import TABLES
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.registry import resolve_entry
 from mmcompress.workspace.folder import RunFolder
+
+ABLATE = "mmcompress.experiments.ablate:ablate"
+"""What does the work; it takes torch."""
 
 
 @click.command("ablate")
@@ -42,9 +46,10 @@ def ablate_command(
     """Measure what each part of the recipe brings: cells that differ in one thing, and claims on
     them."""
     overrides = collect_overrides(**options)
+    load_spec(spec, overrides)
     folder = folder or choose_default_folder(spec, overrides, kind="ablation")
     with Progress() as on_progress:
-        ablate(
+        resolve_entry(ABLATE)(
             spec,
             folder,
             space=space,

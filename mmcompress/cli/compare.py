@@ -17,19 +17,23 @@ from mmcompress.cli.options import (
     split_names,
 )
 from mmcompress.cli.results_table import print_claims, print_path
-from mmcompress.experiments.baselines import BASELINES
-from mmcompress.experiments.compare import compare
+from mmcompress.experiments.names import METHODS
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.registry import resolve_entry
 from mmcompress.report.formats import NO_FIGURE, format_percent, format_quality, format_retained
 from mmcompress.results.records import Summary
 from mmcompress.results.target_met import compute_target_share
 from mmcompress.workspace.folder import RunFolder
+
+COMPARE = "mmcompress.experiments.compare:compare"
+"""What does the work; it takes torch."""
 
 
 @click.command("compare")
 @click.argument("spec", type=click.Path())
 @add_run_options
 @click.option(
-    "--methods", help=f"Which, with commas between them (default: all): {', '.join(BASELINES)}."
+    "--methods", help=f"Which, with commas between them (default: all): {', '.join(METHODS)}."
 )
 @click.option(
     "--out", "folder", type=click.Path(), help="Folder (default: runs/NAME-TARGET-compare)."
@@ -45,12 +49,13 @@ def compare_command(
 ) -> None:
     """Compare the search with other methods: same sensitivity, training and measured latency."""
     overrides = collect_overrides(**options)
+    load_spec(spec, overrides)
     folder = folder or choose_default_folder(spec, overrides, kind="compare")
     with Progress() as on_progress:
-        summaries = compare(
+        summaries: dict[str, Summary] = resolve_entry(COMPARE)(
             spec,
             folder,
-            methods=split_names(methods) or tuple(BASELINES),
+            methods=split_names(methods) or METHODS,
             space=space,
             overrides=overrides,
             resume=resume,

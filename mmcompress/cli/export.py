@@ -11,8 +11,15 @@ from rich.table import Table
 from mmcompress.cli.console import Progress, out
 from mmcompress.cli.options import parse_settings, set_option
 from mmcompress.errors import SpecError
-from mmcompress.run.export_dense import export_dense
-from mmcompress.run.export_library import export_library_folders
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.registry import resolve_entry
+from mmcompress.results.records import Proof
+
+EXPORT_DENSE = "mmcompress.run.export_dense:export_dense"
+"""Writes a dense bundle; it takes torch."""
+
+EXPORT_LIBRARY_FOLDERS = "mmcompress.run.export_library:export_library_folders"
+"""Writes pruned models as checkpoints; it takes torch."""
 
 
 @click.command("export")
@@ -38,9 +45,11 @@ def export_command(spec: str, bundle: str, as_library: bool, settings: tuple[str
         raise SpecError(
             f"{spec}: a folder, not a spec; of a finished run, --as-transformers writes the models"
         )
+    overrides = parse_settings(settings)
+    load_spec(spec, overrides, for_export=True)
     with Progress() as on_progress:
-        proofs = export_dense(
-            spec, bundle, overrides=parse_settings(settings), on_progress=on_progress
+        proofs: list[Proof] = resolve_entry(EXPORT_DENSE)(
+            spec, bundle, overrides=overrides, on_progress=on_progress
         )
     table = Table("node", "proof", "difference", "bound", box=None)
     for proof in proofs:
@@ -53,7 +62,7 @@ def export_command(spec: str, bundle: str, as_library: bool, settings: tuple[str
 def _export_checkpoints(run: str, folder: str) -> None:
     """Write the models of a finished run as checkpoints of their own libraries."""
     with Progress() as on_progress:
-        written = export_library_folders(run, folder, on_progress=on_progress)
+        written = resolve_entry(EXPORT_LIBRARY_FOLDERS)(run, folder, on_progress=on_progress)
     for node_name, proof in written.proofs.items():
         out.print(
             f"{escape(node_name)}: {escape(str(written.folders[node_name]))}; its library answers "

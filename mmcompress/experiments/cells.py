@@ -45,17 +45,6 @@ ALLOCATIONS_COMPARED = (
 )
 """Methods that are compared without training, by their names in `BASELINES`."""
 
-TABLES = (
-    "order",
-    "allocation",
-    "protection",
-    "importance",
-    "zeros",
-    "schedule",
-    "losses",
-)
-"""The tables of an ablation, as `--tables` names them."""
-
 PLACEBO_DRAWS = 3
 """Random sets of blocks that are protected in place of the cross-modal ones."""
 

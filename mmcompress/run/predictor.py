@@ -17,7 +17,7 @@ from mmcompress.measure.cost_model.plan import (
 )
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.devices.readings import Readings
-from mmcompress.measure.latency.bench import has_time_budget, summarize_pipelines
+from mmcompress.measure.latency.bench import has_time_budget
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.surgery import copy_resized
 from mmcompress.registry import PRECISIONS
@@ -104,7 +104,7 @@ def _measure_node_ratios(
     )
     by_precision = {precision: samples[precision] for precision in plan.every_precision}
     append_reference_run(run.shared.reference_runs, by_precision)
-    return compute_node_ratios(summarize_pipelines(samples))
+    return compute_node_ratios(samples)
 
 
 def write_reference_bundles(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> None:

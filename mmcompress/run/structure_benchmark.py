@@ -16,6 +16,7 @@ from mmcompress.measure.cost_model.drift import (
     append_reference_run,
     load_reference_runs,
 )
+from mmcompress.measure.cost_model.fit_predictor import compute_paired_node_ratios
 from mmcompress.measure.cost_model.plan import DENSE_NAME
 from mmcompress.measure.latency.bench import (
     MAX_REQUESTS_FACTOR,
@@ -214,17 +215,6 @@ def compute_reference_ratios(
     for structure_ms, *whole_node_ms in zip(samples[STRUCTURE_NAME].ms, *node_rows, strict=True):
         ratios.append(structure_ms / sum(whole_node_ms))
     return ratios
-
-
-def compute_paired_node_ratios(structure: Samples, dense: Samples) -> dict[str, float]:
-    """Return latency of each node / latency of the dense node: medians over requests."""
-    node_ratios: dict[str, float] = {}
-    for node_name, node_ms in structure.nodes.items():
-        pairs = zip(node_ms, dense.nodes[node_name], strict=True)
-        ratios = [ms / dense_ms for ms, dense_ms in pairs if dense_ms > 0]
-        if ratios:
-            node_ratios[node_name] = statistics.median(ratios)
-    return node_ratios
 
 
 def find_reference_bundles(

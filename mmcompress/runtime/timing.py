@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Protocol
 
 from mmcompress.stats import Latency, summarize_latency
@@ -69,6 +70,40 @@ def time_call(
         call()
         call_ms.append((time.perf_counter() - start) * 1e3)
     return summarize_latency(call_ms)
+
+
+def time_calls_in_turn(
+    calls: Sequence[Callable[[], object]], warmup: int, *, rounds: int, limit: float
+) -> list[float]:
+    """Time several calls in turn, so that a change of the machine's pace meets all of them.
+
+    Args:
+        calls: What is timed.
+        warmup: Rounds before the first one that counts.
+        rounds: Rounds that count.
+        limit: Seconds after which no further round starts; `MIN_TIMED_CALLS` rounds are made
+            anyway. The warm-up has as many seconds of its own.
+
+    Returns:
+        The p50 of each call in milliseconds.
+    """
+    warmup_start = time.perf_counter()
+    for _ in range(warmup):
+        for call in calls:
+            call()
+        if time.perf_counter() - warmup_start > limit:
+            break
+    ms_by_call: list[list[float]] = [[] for _ in calls]
+    timing_start = time.perf_counter()
+    for finished_rounds in range(rounds):
+        has_enough_rounds = finished_rounds >= MIN_TIMED_CALLS
+        if has_enough_rounds and time.perf_counter() - timing_start >= limit:
+            break
+        for call, call_ms in zip(calls, ms_by_call, strict=True):
+            start = time.perf_counter()
+            call()
+            call_ms.append((time.perf_counter() - start) * 1e3)
+    return [median(call_ms) for call_ms in ms_by_call]
 
 
 def find_lowest_median(

@@ -7,11 +7,12 @@ is kept in the cache folder and grows when another pipeline needs other blocks. 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 
@@ -27,10 +28,10 @@ from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.runtime.sessions import open_session
-from mmcompress.runtime.timing import find_lowest_median
+from mmcompress.runtime.timing import time_calls_in_turn
 from mmcompress.storage import read_record, write_record
 
-TABLE_FORMAT = 3
+TABLE_FORMAT = 4
 """Version of what rows are measured with. It rises with changes of `microbenchmarks`, of `quantize`
 and of the key.
 
@@ -58,10 +59,13 @@ STACK_WARMUP_CALLS = 5
 """Calls before a stack is timed: the first ones allocate its memory."""
 
 STACK_CALLS = 60
-"""Calls of one short measurement of a stack."""
+"""Calls of a stack at most."""
 
-STACK_SECONDS = 0.12
-"""Seconds of all short measurements of one stack. A table has hundreds of stacks."""
+STACK_SECONDS = 0.1
+"""Seconds that a stack is called for. A table has hundreds of stacks."""
+
+MAX_BYTES_IN_TURN = 1 << 28
+"""Bytes of the models that are called in turn: all of them lie in memory at once."""
 
 MIN_STACK_MS = 1e-4
 """Milliseconds that a stack takes at least. Noise may make a tiny one quicker than an empty
@@ -191,10 +195,13 @@ def measure_table(
         rows.update(cached.index_rows())
     missing = _list_missing_rows(_merge_needs(needs), rows, precisions=precisions)
     with tempfile.TemporaryDirectory() as scratch:
-        timer = _BlockTimer(threads, Path(scratch))
-        for i, (need, precision) in enumerate(missing):
-            progress(f"{need.key.kind} {precision}", i / len(missing))
-            rows[need.key, precision] = _measure_row(timer, need, precision=precision)
+        precisions_by_need = _group_by_need(missing)
+        for i, (need, missing_precisions) in enumerate(precisions_by_need.items()):
+            progress(f"{need.key.kind} blocks", i / len(precisions_by_need))
+            new_rows = _measure_rows(
+                need, missing_precisions, threads=threads, scratch=Path(scratch)
+            )
+            rows.update({(row.key, row.precision): row for row in new_rows})
     return DeviceTable(device=device, threads=threads, rows=tuple(rows.values()))
 
 
@@ -224,18 +231,56 @@ def _list_missing_rows(
     return missing
 
 
-def _measure_row(timer: _BlockTimer, need: TableNeed, *, precision: str) -> TableRow:
-    """Measure one block in one precision at several sizes."""
+def _group_by_need(missing: Sequence[tuple[TableNeed, str]]) -> dict[TableNeed, list[str]]:
+    """Group missing rows: the precisions that each need lacks."""
+    precisions_by_need: dict[TableNeed, list[str]] = {}
+    for need, precision in missing:
+        precisions_by_need.setdefault(need, []).append(precision)
+    return precisions_by_need
+
+
+def _measure_rows(
+    need: TableNeed, precisions: Sequence[str], *, threads: int, scratch: Path
+) -> list[TableRow]:
+    """Measure one block in some precisions, each at several sizes."""
     whole_block = SizedBlock(key=need.key, units=need.units)
+    is_large = _is_large(whole_block)
     sizes = choose_measured_sizes(
-        need.units,
-        need.granularity,
-        eighths=FEW_EIGHTHS if _is_large(whole_block) else EVERY_EIGHTH,
+        need.units, need.granularity, eighths=FEW_EIGHTHS if is_large else EVERY_EIGHTH
     )
-    ms = [timer.time_block(SizedBlock(key=need.key, units=size), precision) for size in sizes]
-    # more units never take less time: what falls is noise
-    rising_ms = np.maximum.accumulate(ms).tolist()
-    return TableRow(key=need.key, precision=precision, units=sizes, ms=tuple(rising_ms))
+    stacks: list[_Stack] = []
+    for precision in precisions:
+        for size in sizes:
+            block = SizedBlock(key=need.key, units=size)
+            copies = 1 if _is_large(block) else STACKED_COPIES
+            stacks.append(_Stack(block=block, copies=copies, precision=precision))
+    block_ms = _time_blocks(stacks, threads=threads, scratch=scratch)
+    rows: list[TableRow] = []
+    for i, precision in enumerate(precisions):
+        ms = block_ms[i * len(sizes) : (i + 1) * len(sizes)]
+        rows.append(
+            TableRow(key=need.key, precision=precision, units=sizes, ms=tuple(fit_rising(ms)))
+        )
+    return rows
+
+
+def fit_rising(values: Sequence[float]) -> list[float]:
+    """Return the nearest values, in least squares, of which none is less than the one before.
+
+    More units never take less time: what falls is noise. The fit is
+
+        fitted_i = max over j <= i of min over k >= i of mean(values_j .. values_k)
+
+    (isotonic regression, Barlow et al. 1972).
+    """
+    fitted: list[float] = []
+    for i in range(len(values)):
+        lowest_means: list[float] = []
+        for first in range(i + 1):
+            ends = range(i, len(values))
+            lowest_means.append(min(fmean(values[first : last + 1]) for last in ends))
+        fitted.append(max(lowest_means))
+    return fitted
 
 
 def _is_large(block: SizedBlock) -> bool:
@@ -247,47 +292,77 @@ def _is_large(block: SizedBlock) -> bool:
     return key.positions * key.width * columns > LARGE_BLOCK_MACS
 
 
-class _BlockTimer:
-    """Times blocks in stacks, and remembers what empty calls cost."""
+@dataclass(frozen=True, kw_only=True)
+class _Stack:
+    """Equal blocks in a row, which are timed together."""
 
-    def __init__(self, threads: int, scratch: Path):
-        self.threads = threads
-        self.scratch = scratch
-        self.empty_call_ms: dict[tuple[int, int, int], float] = {}
+    block: SizedBlock
+    """The block."""
+    copies: int
+    """How many there are; 0: the call costs just what any call does."""
+    precision: str
+    """Precision of their weights."""
 
-    def time_block(self, block: SizedBlock, precision: str) -> float:
-        """Return the milliseconds of one block: those of a stack without those of an empty call."""
-        copies = 1 if _is_large(block) else STACKED_COPIES
-        empty_ms = self._time_empty_call(block)
-        stack_ms = self._time_stack(block, copies, precision=precision)
-        return max(stack_ms - empty_ms, MIN_STACK_MS) / copies
-
-    def _time_empty_call(self, block: SizedBlock) -> float:
-        """Return the milliseconds of a call without a block, measured once for every shape of the
-        stream."""
-        stream_shape = (block.key.width, block.key.positions, block.key.batch)
-        if stream_shape not in self.empty_call_ms:
-            self.empty_call_ms[stream_shape] = self._time_stack(block, 0, precision="fp32")
-        return self.empty_call_ms[stream_shape]
-
-    def _time_stack(self, block: SizedBlock, copies: int, *, precision: str) -> float:
-        """Return the milliseconds of a call of some copies of a block in a row."""
-        model = build_stack(block, copies)
+    def open(self, threads: int, scratch: Path) -> _OpenStack:
+        """Write the stack and open its session."""
+        model = build_stack(self.block, self.copies)
         feed = make_random_feed(model)
-        if precision == "fp32":
+        if self.precision == "fp32":
             model_bytes = model.SerializeToString()
         else:
             quantized_file, _ = quantize_model(
-                precision, model, target=self.scratch / "q.onnx", feeds=[feed]
+                self.precision, model, target=scratch / "q.onnx", feeds=[feed]
             )
             model_bytes = quantized_file.read_bytes()
-        session = open_session(model_bytes, self.threads)
-        return find_lowest_median(
-            partial(session.run, None, feed),
-            STACK_WARMUP_CALLS,
-            rounds=STACK_CALLS,
-            limit=STACK_SECONDS,
+        session = open_session(model_bytes, threads)
+        return _OpenStack(
+            copies=self.copies, call=partial(session.run, None, feed), size_bytes=len(model_bytes)
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _OpenStack:
+    """A stack that can be called."""
+
+    copies: int
+    """How many blocks there are."""
+    call: Callable[[], object]
+    """Runs it once."""
+    size_bytes: int
+    """Bytes of its model."""
+
+
+def _time_blocks(stacks: Sequence[_Stack], *, threads: int, scratch: Path) -> list[float]:
+    """Return the milliseconds of one block of each stack, without those of an empty call.
+
+    Stacks are called in turn. So all sizes meet the same pace of the machine. Each finds its
+    weights out of the nearest caches, as it does inside a pipeline.
+    """
+    empty_stack = replace(stacks[0], copies=0, precision="fp32").open(threads, scratch)
+    block_ms: list[float] = []
+    turn: list[_OpenStack] = []
+    for stack in stacks:
+        open_stack = stack.open(threads, scratch)
+        size_bytes = sum(other.size_bytes for other in turn) + open_stack.size_bytes
+        if turn and size_bytes > MAX_BYTES_IN_TURN:
+            block_ms += _time_turn(turn, empty_stack)
+            turn = []
+        turn.append(open_stack)
+    return block_ms + _time_turn(turn, empty_stack)
+
+
+def _time_turn(turn: Sequence[_OpenStack], empty_stack: _OpenStack) -> list[float]:
+    """Call stacks in turn, and return the milliseconds of one block of each."""
+    empty_ms, *stack_ms = time_calls_in_turn(
+        [empty_stack.call, *(stack.call for stack in turn)],
+        STACK_WARMUP_CALLS,
+        rounds=STACK_CALLS,
+        limit=STACK_SECONDS * len(turn),
+    )
+    return [
+        max(ms - empty_ms, MIN_STACK_MS) / stack.copies
+        for stack, ms in zip(turn, stack_ms, strict=True)
+    ]
 
 
 def complete_table(

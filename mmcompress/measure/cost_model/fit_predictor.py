@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.measure.cost_model.device_table import DeviceTable
@@ -14,7 +15,7 @@ from mmcompress.measure.cost_model.plan import (
     name_small_pipeline,
 )
 from mmcompress.measure.cost_model.predictor import LinearFit, Predictor
-from mmcompress.measure.latency.bench import PipelineLatency
+from mmcompress.measure.latency.bench import PipelineLatency, Samples
 from mmcompress.stats import Latency
 
 MIN_SESSION_MS = 1e-3
@@ -56,25 +57,39 @@ A pipeline is named by its precision, or by `name_small_pipeline`.
 """
 
 
-def compute_node_ratios(pipelines: Mapping[str, PipelineLatency]) -> dict[str, dict[str, float]]:
+def compute_node_ratios(samples: Mapping[str, Samples]) -> dict[str, dict[str, float]]:
     """Divide the latency of every node by that of the same node in the dense pipeline.
 
     Args:
-        pipelines: Pipelines measured in turn, by name; the dense one is `DENSE_NAME`.
+        samples: What was observed of pipelines that answered the same requests in turn, by name;
+            the dense one is `DENSE_NAME`.
 
     Returns:
         Ratios by pipeline and node, for nodes that run a model.
     """
-    dense = pipelines[DENSE_NAME]
-    model_nodes = [node for node, ms in dense.in_session_ms.items() if ms > 0]
+    dense = samples[DENSE_NAME]
+    model_nodes = {node for node, session_ms in dense.in_session.items() if median(session_ms) > 0}
     ratios: dict[str, dict[str, float]] = {}
-    for name, pipeline in pipelines.items():
-        if name == DENSE_NAME:
-            continue
-        ratios[name] = {
-            node: pipeline.nodes[node].p50 / dense.nodes[node].p50 for node in model_nodes
-        }
+    for name, pipeline in samples.items():
+        if name != DENSE_NAME:
+            paired_ratios = compute_paired_node_ratios(pipeline, dense)
+            ratios[name] = {node: paired_ratios[node] for node in model_nodes & set(paired_ratios)}
     return ratios
+
+
+def compute_paired_node_ratios(pipeline: Samples, dense: Samples) -> dict[str, float]:
+    """Return latency of each node / latency of the dense node: medians over requests.
+
+    Requests differ in their length. The ratio of two medians would compare a request with another
+    one.
+    """
+    node_ratios: dict[str, float] = {}
+    for node_name, node_ms in pipeline.nodes.items():
+        pairs = zip(node_ms, dense.nodes[node_name], strict=True)
+        ratios = [ms / dense_ms for ms, dense_ms in pairs if dense_ms > 0]
+        if ratios:
+            node_ratios[node_name] = median(ratios)
+    return node_ratios
 
 
 def fit_predictor(
@@ -141,13 +156,33 @@ def fit_predictor(
                 dense_ms=dense_node_ms[node],
                 outside_ms=outside_sessions_ms[node],
             )
+    overhead_ms = measure_overhead(dense, list(plan.deployed))
     return replace(
         draft,
         fits=fits,
-        overhead_ms=dense.latency.p50 - draft.combine_node_ms(dense_node_ms),
+        overhead_ms=overhead_ms,
+        request_factor=dense.latency.p50 / (draft.combine_node_ms(dense_node_ms) + overhead_ms),
         size_fits=size_fits,
         outside_sessions_ms=outside_sessions_ms,
     )
+
+
+def measure_overhead(dense: PipelineMeasurement, nodes: Sequence[str]) -> float:
+    """Return the milliseconds of a request that belong to no node with a model.
+
+        overhead = outside all sessions - sum over n of (node_n - in its sessions)
+
+    All terms are small. The request minus its nodes is a difference of large medians. On a machine
+    that changes its pace, the noise of that would be taken for a cost.
+
+    Args:
+        dense: The dense pipeline.
+        nodes: Its nodes that have a model.
+    """
+    outside_ms = (1 - dense.model_share) * dense.latency.p50
+    for node in nodes:
+        outside_ms -= max(dense.nodes[node].p50 - dense.in_session_ms[node], 0.0)
+    return max(outside_ms, 0.0)
 
 
 def _measure_outside_sessions(

@@ -3,7 +3,7 @@ torch.
 
 The prediction of a pipeline, in milliseconds, for its nodes n and their blocks b:
 
-    pipeline = factor * (path over n of node_n + overhead)
+    pipeline = factor * request_factor * (path over n of node_n + overhead)
     node_n   = outside_n + remaining_n * base_n + sum over b of block_b
     block_b  = scale_n * table_b + (per_block_n where b has units left)
 
@@ -237,11 +237,14 @@ class Predictor:
     """Milliseconds of a node besides its sessions: the preparation of inputs, the decode loop."""
     p95_ratio: float = 1.0
     """p95 / p50 of a request where the target is a p95; else 1."""
+    request_factor: float = 1.0
+    """p50 of a dense request / what the p50s of its nodes and the overhead add up to. A median of
+    sums is no sum of medians, on a machine that changes its pace above all."""
 
     @property
     def factor(self) -> float:
         """Predicted latency of a request / what its nodes and the overhead add up to."""
-        return self.correction * self.p95_ratio
+        return self.correction * self.p95_ratio * self.request_factor
 
     def correct_nodes(self, factors: Mapping[str, float]) -> Predictor:
         """Return a predictor that predicts another latency of some nodes, in every precision.

@@ -33,11 +33,15 @@ def scale_predictor(
         )
         if node in predictor.outside_sessions_ms:
             outside_ms[node] = predictor.outside_sessions_ms[node] * rest_factor
+    overhead_ms = predictor.overhead_ms * _divide(now.latency.p50, before.latency.p50)
+    dense_node_ms = {node: now.nodes[node].p50 for node in predictor.deployed}
+    combined_ms = predictor.combine_node_ms(dense_node_ms) + overhead_ms
     return replace(
         predictor,
         fits=fits,
         outside_sessions_ms=outside_ms,
-        overhead_ms=predictor.overhead_ms * _divide(now.latency.p50, before.latency.p50),
+        overhead_ms=overhead_ms,
+        request_factor=_divide(now.latency.p50, combined_ms),
     )
 
 

@@ -12,7 +12,7 @@ from mmcompress.measure.cost_model.plan import BASELINE_FOLDER, list_reference_b
 from mmcompress.measure.cost_model.predictor import list_table_needs
 from mmcompress.measure.devices.kit import Kit, open_kit
 from mmcompress.measure.devices.readings import Readings
-from mmcompress.measure.latency.bench import BenchmarkOptions, summarize_pipelines
+from mmcompress.measure.latency.bench import BenchmarkOptions
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated, load_requests
 from mmcompress.runtime.bundle import hash_bundle_models
@@ -76,7 +76,7 @@ def measure_kit(
         plan=kit.plan,
         exports=kit.exports,
         export_ms=tuple(export_ms),
-        node_ratios=compute_node_ratios(summarize_pipelines(reference_samples)),
+        node_ratios=compute_node_ratios(reference_samples),
         baseline=PipelineMeasurement.from_latency(dense_latency),
         table=table,
     )
