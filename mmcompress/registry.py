@@ -31,6 +31,8 @@ class OptionalPackage:
 
 
 OPTIONAL_PACKAGES = {
+    "pandas": OptionalPackage(distribution="pandas", extra="cluster"),
+    "pyarrow": OptionalPackage(distribution="pyarrow", extra="cluster"),
     "altair": OptionalPackage(distribution="altair", extra="report"),
     "aiohttp": OptionalPackage(distribution="ray[default]"),
     "cachetools": OptionalPackage(distribution="cachetools"),

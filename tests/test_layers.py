@@ -23,7 +23,12 @@ PACKAGE = ROOT / "mmcompress"
 OWN_KINDS = tuple(sorted(path.parent.name for path in PACKAGE.glob("kinds/*/entry.py")))
 """Kinds of the project: tests of plug-ins in the same process add others to the registry."""
 DOORS = {
-    "ray": {"search/ray_executor.py", "search/jobs.py", "search/cluster_nodes.py"},
+    "ray": {
+        "search/ray_executor.py",
+        "search/jobs.py",
+        "search/cluster_nodes.py",
+        "run/compress/train_on_ray.py",
+    },
     "aiohttp": {"search/jobs.py"},
     "optuna": {
         "search/ordered_study.py",

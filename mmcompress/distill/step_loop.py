@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -18,6 +19,7 @@ from mmcompress.distill.learning_rate import (
 from mmcompress.distill.pair_plan import count_distinct_draws
 from mmcompress.distill.step_plan import TrainingPace, choose_step_count
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions
+from mmcompress.distill.worker_group import StepRequest
 from mmcompress.errors import DiskFull
 from mmcompress.kinds.base import Models
 from mmcompress.storage import to_plain, write_record
@@ -70,10 +72,12 @@ class StepLoop:
         clock = self.options.clock
         is_new = self.training.is_new_draw(state.step)
         step_start = clock.read_seconds()
-        batch = self.training.draw_batch(
-            state.step - state.first_draw,
-            distinct_draws=self._count_distinct_draws(state.planned_steps),
-            first_draw=state.first_draw,
+        batch = self.training.begin_step(
+            StepRequest(
+                step=state.step - state.first_draw,
+                distinct_draws=self._count_distinct_draws(state.planned_steps),
+                first_draw=state.first_draw,
+            )
         )
         self._losses = self.training.advance_(self.optimizer, batch, rate=rate)
         state.step += 1
@@ -234,7 +238,11 @@ class StepLoop:
         state = TrainingState(rate=settings.learning_rate, asked_steps=max(1, steps))
         if is_rate_searched(settings, steps=state.asked_steps):
             deadline = self._start + RATE_SEARCH_SHARE * self.max_seconds
-            state.rate = find_learning_rate(self.training, deadline=deadline)
+            # The steps of a trial are few: the leader of a group does them alone.
+            alone = Training(
+                self.training.student, self.training.inputs, options=replace(options, group=None)
+            )
+            state.rate = find_learning_rate(alone, deadline=deadline)
             options.progress(f"the learning rate is {state.rate:.2g}", 0.0)
         return state
 

@@ -22,6 +22,7 @@ from mmcompress.distill.losses import (
 from mmcompress.distill.pair_plan import MIXED_DRAWS, PlannedPair, plan_pairs
 from mmcompress.distill.product_type import choose_product_type, multiply_in
 from mmcompress.distill.teacher_cache import Teacher
+from mmcompress.distill.worker_group import StepRequest, WorkerGroup
 from mmcompress.graph.losses import resolve_loss_weights
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.models.device import free_memory
@@ -86,6 +87,8 @@ class TrainingOptions:
     """Where an interrupted training goes on from."""
     clock: Clock = field(default_factory=SystemClock)
     """The clock that minutes are counted by."""
+    group: WorkerGroup | None = None
+    """The processes that share every step; None: this process trains alone."""
 
 
 class Training:
@@ -103,6 +106,7 @@ class Training:
         self.student = student
         self.inputs = inputs
         self.options = options
+        self.group = options.group
         self.settings = settings
         self.clock = options.clock
         self.loss_weights = resolve_loss_weights(settings)
@@ -149,7 +153,9 @@ class Training:
             may_mix = True
         if not may_mix or not distinct_draws or step < distinct_draws:
             return self._collate_draw(first_draw + step)
-        planned = plan_pairs(step, distinct_draws, batch=settings.batch, seed=self.options.seed)
+        # Each process of a group mixes its own share of the draws.
+        pair_count = len(self._list_own_places())
+        planned = plan_pairs(step, distinct_draws, batch=pair_count, seed=self.options.seed)
         return self._mix_draws([(first_draw + draw, place) for draw, place in planned])
 
     @cached_property
@@ -179,14 +185,25 @@ class Training:
 
     def _name_draw(self, draw: int) -> str:
         """Return the name of a draw: all trainings of a run with its pairs use it."""
-        return f"{self._choose_seed(draw)}-{self.settings.batch}"
+        name = f"{self._choose_seed(draw)}-{self.settings.batch}"
+        if self.group is None:
+            return name
+        return f"{name}-{self.group.rank}-of-{self.group.count}"
+
+    def _list_own_places(self) -> range:
+        """List the places of a draw that this process takes: all of them, or its share."""
+        if self.group is None:
+            return range(self.settings.batch)
+        return self.group.list_own_places(self.settings.batch)
 
     def _load_draw(self, draw: int) -> Pairs:
-        """Load the pairs of a draw. The last few stay in memory."""
+        """Load the pairs of a draw, or this process's share. The last few stay in memory."""
         if draw not in self._recent_draws:
             pairs = self.inputs.data.load(
                 "train", self.settings.batch, seed=self._choose_seed(draw)
             )
+            if self.group is not None:
+                pairs = join_pairs([(pairs, place) for place in self._list_own_places()])
             self._recent_draws[draw] = pairs
             if len(self._recent_draws) > MIXED_DRAWS:
                 self._recent_draws.popitem(last=False)
@@ -215,6 +232,41 @@ class Training:
             inputs=self.inputs,
             loss_weights=self.loss_weights,
             product_type=self.product_type,
+            group=self.group,
+        )
+
+    def begin_step(self, request: StepRequest) -> Batch:
+        """Return the pairs of a step. The other processes of a group begin it, too.
+
+        Args:
+            request: The step.
+        """
+        if self.group is not None:
+            self.group.send(replace(request, loss_scale=self._scaler.get_scale()))
+            self.group.spread_weights_(self.weights)
+        return self._draw_requested(request)
+
+    def help_with_step(self, request: StepRequest) -> None:
+        """Do what the leader of the group asks for: add the gradients of the own share to its own.
+
+        Args:
+            request: The step.
+        """
+        assert self.group is not None, "a process alone has no leader"
+        self.group.spread_weights_(self.weights)
+        losses = self.compute_losses(self._draw_requested(request))
+        loss = torch.stack(list(losses.values())).sum()
+        (loss * request.loss_scale).backward()
+        self.group.add_gradients_(self.weights)
+        for weight in self.weights:
+            weight.grad = None
+
+    def _draw_requested(self, request: StepRequest) -> Batch:
+        """Return the pairs of a requested step."""
+        return self.draw_batch(
+            request.step,
+            distinct_draws=request.distinct_draws,
+            first_draw=request.first_draw,
         )
 
     def advance_(
@@ -247,7 +299,8 @@ class Training:
             try:
                 return self._add_gradients_(batch.split_into(self.parts_per_step))
             except torch.OutOfMemoryError:
-                if 2 * self.parts_per_step > len(batch):
+                # The other processes of a group wait for outputs of as many pairs as they have.
+                if self.group is not None or 2 * self.parts_per_step > len(batch):
                     raise
             # Behind the handler: what it holds keeps the tensors of the step that failed.
             self.parts_per_step *= 2
@@ -269,6 +322,8 @@ class Training:
             self._scaler.scale(loss).backward()
             for name, value in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(value.detach()) / len(parts)
+        if self.group is not None:
+            self.group.add_gradients_(self.weights)
         return totals
 
 
@@ -291,6 +346,7 @@ def compute_losses(
     inputs: TrainingInputs,
     loss_weights: Mapping[str, float],
     product_type: torch.dtype = torch.float32,
+    group: WorkerGroup | None = None,
 ) -> dict[str, Tensor]:
     """Return the weighted parts of the distillation loss of one batch.
 
@@ -303,6 +359,7 @@ def compute_losses(
         inputs: The pipeline and the teacher.
         loss_weights: Weights by name of the loss; `hidden` and `cross` cost nothing at 0.
         product_type: What the models multiply in. Losses are computed in float32.
+        group: Processes that each have a share of the batch; None: `batch` is the whole one.
     """
     pipeline = inputs.pipeline
     compares_blocks = bool(loss_weights["hidden"] or loss_weights["cross"])
@@ -323,13 +380,12 @@ def compute_losses(
     with record_block_outputs(student, recorded_models) as student_blocks:
         with multiply_in(product_type, pipeline.device):
             student_outputs = pipeline.forward(student, batch)
-        losses = weigh_losses(
-            pipeline,
-            _cast_to_float(student_outputs),
-            teacher=target,
-            batch=batch,
-            weights=loss_weights,
-        )
+        answers = _cast_to_float(student_outputs)
+        if group is not None:
+            target = group.gather_outputs(target)
+            answers = group.gather_outputs(answers)
+            batch = group.gather_batch(batch)
+        losses = weigh_losses(pipeline, answers, teacher=target, batch=batch, weights=loss_weights)
     if compares_blocks:
         block_losses = compute_block_output_losses(
             student, student_blocks, teacher_outputs=_copy_outputs(teacher_blocks)
@@ -337,7 +393,8 @@ def compute_losses(
         for name, loss in block_losses.items():
             weight = loss_weights[name.split(".")[0]]
             if weight:
-                losses[name] = weight * loss
+                mean_loss = loss if group is None else group.average(loss)
+                losses[name] = weight * mean_loss
     return losses
 
 

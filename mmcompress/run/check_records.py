@@ -142,7 +142,8 @@ def check_artifact_records(
     check_record(ValidationQuality, folder.validation_quality)
     check_existing(check_checkpoint, path=folder.training_checkpoint)
     # Weights are of no use without the structure that they were trained for.
-    dependents = [folder.weights, folder.training_checkpoint, *folder.list_training_histories()]
+    dependents = [folder.weights, folder.training_checkpoint, folder.shared_training]
+    dependents += folder.list_training_histories()
     dependents += [folder.summary, folder.outcomes]
     check_record(FittedStructure, folder.fitted, dependents=dependents)
     if folder.units.exists():

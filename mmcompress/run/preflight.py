@@ -12,13 +12,14 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from mmcompress.errors import ClusterError, DataError, ModelError
+from mmcompress.errors import ClusterError, DataError, MissingPackage, ModelError
 from mmcompress.export.bundle import (
     UNROUNDED_PRECISION,
     BundleContents,
@@ -30,10 +31,11 @@ from mmcompress.export.proofs import require_proofs
 from mmcompress.kinds.base import Batch
 from mmcompress.models.counts import FP32_BYTES, count_params
 from mmcompress.models.device import CPU
-from mmcompress.registry import EXECUTORS
+from mmcompress.registry import EXECUTORS, resolve_entry
 from mmcompress.report.fill_templates import check_templates
 from mmcompress.results.records import Proof
 from mmcompress.run.answers import try_metrics
+from mmcompress.run.compress.training import SHARING_EXECUTOR
 from mmcompress.run.profile import prove_generators
 from mmcompress.runtime.allocator import keep_freed_memory
 from mmcompress.runtime.environment import BYTES_PER_MB
@@ -54,6 +56,12 @@ quantizer takes some 15 s for all of Whisper's."""
 TRIED_GENERATIONS = 2
 """Validation pairs that generation is proved on. After it, fidelity is proved on many more raw
 inputs, which are written by the same loop."""
+
+RAY_TRAIN_PACKAGES = ("pandas", "pyarrow")
+"""Packages that Ray Train imports, and that Ray itself does without."""
+
+CHECK_TRAINING_WORKERS = "mmcompress.run.compress.train_on_ray:check_training_workers"
+"""Checks the workers of a training; it takes Ray Train."""
 
 EXECUTOR_SECONDS = 120.0
 """Seconds that a worker may take for its first answer: it starts and unpacks the package."""
@@ -178,6 +186,7 @@ def check_machine(run: RunContext) -> Needs:
     """
     needs = check_disk(run)
     check_executor(run)
+    check_shared_training(run)
     return needs
 
 
@@ -239,6 +248,31 @@ def check_executor(run: RunContext) -> None:
         ) from error
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def check_shared_training(run: RunContext) -> None:
+    """Check that a training on several workers can be had, where the spec asks for one.
+
+    Raises:
+        MissingPackage: Ray Train needs a package that is not installed.
+        SpecError: There are more workers than pairs in a batch.
+        ClusterError: The cluster has not what the workers reserve.
+    """
+    workers = run.spec.resources.distill.workers
+    if workers == 1:
+        return
+    if run.spec.search.executor != SHARING_EXECUTOR:
+        run.on_progress(
+            "check",
+            f"resources.distill.workers: {workers} has no effect: the training is shared where "
+            f"search.executor is '{SHARING_EXECUTOR}'",
+            None,
+        )
+        return
+    for package in RAY_TRAIN_PACKAGES:
+        if find_spec(package) is None:
+            raise MissingPackage(package, "cluster")
+    resolve_entry(CHECK_TRAINING_WORKERS)(run)
 
 
 def _explain_wait(executor: Executor) -> str:

@@ -132,14 +132,7 @@ class RayExecutor(Executor):
         self.resources = self.settings.resources
         self.started_ray = not ray.is_initialized()
         if self.started_ray:
-            self._start_ray(workers, self.settings.address)
-        if self.settings.address:
-            try:
-                check_nodes(self.settings.cluster)
-            except BaseException:
-                # Nobody else lets the connection go: the next try must not find it.
-                self.shutdown()
-                raise
+            start_ray(self.settings, cpus=workers * self.resources.cpu)
         self.context = ray.put(context)
         # By default Ray runs a crashing task four times; the search decides what is tried again.
         options: dict[str, Any] = {
@@ -152,24 +145,6 @@ class RayExecutor(Executor):
         if self.resources.memory_gb:
             options["memory"] = self.resources.memory_gb * BYTES_PER_GB
         self.remote_task = ray.remote(**options)(_call_task_on_ray)
-
-    def _start_ray(self, workers: int, address: str | None) -> None:
-        """Connect to a cluster, or start a Ray of this machine."""
-        # Otherwise Ray hides the accelerators of tasks that ask for none.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        # Ray tells its makers what it is used for, unless it is told not to.
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        try:
-            with _keep_signal_handler():
-                if address:
-                    _connect_to_cluster(address, self.settings.cluster.runtime_env)
-                else:
-                    _start_local_ray(math.ceil(workers * self.resources.cpu))
-        except ClusterError:
-            raise
-        except Exception as error:  # Ray raises plain ones, too: "timed out during startup"
-            place = hide_password(address) if address else "this machine"
-            raise ClusterError(f"no Ray cluster at {place}: {hide_password(str(error))}") from error
 
     def submit(  # type: ignore[override]
         self, evaluate: Evaluate, /, *args: object, **kwargs: object
@@ -195,8 +170,63 @@ class RayExecutor(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop Ray if this executor started it."""
         if self.started_ray:
-            with contextlib.suppress(Exception), _keep_signal_handler():
-                ray.shutdown()
+            stop_ray()
+
+
+def start_ray(settings: ExecutorSettings, *, cpus: float) -> None:
+    """Connect to a cluster and compare its nodes with this process, or start a Ray of this machine.
+
+    Args:
+        settings: The address of the cluster, if there is one, and what nodes need.
+        cpus: CPUs of a Ray of this machine.
+
+    Raises:
+        ClusterError: No cluster answers at the address, one of its nodes has other packages than
+            this process, or no local Ray starts.
+    """
+    # Otherwise Ray hides the accelerators of tasks that ask for none.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray tells its makers what it is used for, unless it is told not to.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = settings.address
+    try:
+        with _keep_signal_handler():
+            if address:
+                _connect_to_cluster(address, settings.cluster.runtime_env)
+            else:
+                _start_local_ray(math.ceil(cpus))
+    except ClusterError:
+        raise
+    except Exception as error:  # Ray raises plain ones, too: "timed out during startup"
+        place = hide_password(address) if address else "this machine"
+        raise ClusterError(f"no Ray cluster at {place}: {hide_password(str(error))}") from error
+    if address:
+        try:
+            check_nodes(settings.cluster)
+        except BaseException:
+            # Nobody else lets the connection go: the next try must not find it.
+            stop_ray()
+            raise
+
+
+def stop_ray() -> None:
+    """Leave the cluster, or stop the Ray of this machine that `start_ray` started."""
+    with contextlib.suppress(Exception), _keep_signal_handler():
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def use_ray(settings: ExecutorSettings, *, cpus: float) -> Iterator[None]:
+    """Have Ray for the length of a block; see `start_ray`. One that runs already is taken as it
+    is."""
+    if ray.is_initialized():
+        yield
+        return
+    start_ray(settings, cpus=cpus)
+    try:
+        yield
+    finally:
+        stop_ray()
 
 
 def describe_resources(resources: TaskResources) -> str:

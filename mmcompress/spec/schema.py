@@ -314,11 +314,32 @@ class TaskResources:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingResources(TaskResources):
+    """What each worker of the training on a Ray cluster reserves, and how many there are."""
+
+    workers: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Workers that share every step of the training. 1: the process of the run trains alone. With
+    more, Ray Train starts them where `search.executor` is `ray`; each takes its share of
+    `distill.batch`. A worker or node that is lost is replaced, and the training goes on from its
+    last checkpoint. The run folder must be at the same path on all nodes."""
+    cpu: Annotated[float, Field(gt=0, le=4096)] = 1.0
+    """CPUs of each worker. It computes on as many threads, one at least."""
+    gpu: Annotated[float, Field(ge=0, le=64)] = 0.0
+    """GPUs of each worker. With GPUs, gradients travel by NCCL, without by Gloo."""
+    memory_gb: Annotated[float, Field(ge=0, le=100_000)] = 0.0
+    """Gigabytes of memory of each worker. 0: it is not counted."""
+    custom: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = field(default_factory=dict)
+    """Resources that a cluster names itself, of each worker."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Resources:
     """What tasks on a Ray cluster reserve. Other executors take no notice."""
 
     trial: TaskResources = field(default_factory=TaskResources)
     """A trial of the search."""
+    distill: TrainingResources = field(default_factory=TrainingResources)
+    """The training. Short trainings of the search are not shared."""
 
 
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -64,6 +64,7 @@ def _list_removable(place: RunFolder) -> list[DiskPart]:
     }
     if place.summary.exists():
         about_by_path[place.training_checkpoint] = "the state of a training that has ended"
+        about_by_path[place.shared_training] = "the state of a training that has ended"
     return [
         DiskPart(path=path, size_bytes=measure_size(path), about=about, can_go=True)
         for path, about in about_by_path.items()

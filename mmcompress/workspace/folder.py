@@ -224,6 +224,16 @@ class RunFolder:
         return self.path / "training.safetensors"
 
     @property
+    def shared_training(self) -> Path:
+        """The folder of a training that several workers share, while it is under way."""
+        return self.path / "training.workers"
+
+    def discard_training_state(self) -> None:
+        """Remove the state of a training: its weights are on disk."""
+        self.training_checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(self.shared_training, ignore_errors=True)
+
+    @property
     def weights_room(self) -> Path:
         """A file that holds room on the disk for the weights while they are trained."""
         return self.path / "training.room"
@@ -505,8 +515,8 @@ class RunFolder:
         stale_paths += [self.summary, self.outcomes]
         if search_goes_on:
             self.discard_short_finetunings()
-        for file in stale_paths:
-            file.unlink(missing_ok=True)
+        for path in stale_paths:
+            _remove_path(path)
         self.fitted.unlink()
 
     def discard_short_finetunings(self) -> None:

@@ -125,7 +125,7 @@ def _make_models(
     folder = run.folder
     if folder.units.exists():
         # A run that was cut off between the two left the state.
-        folder.training_checkpoint.unlink(missing_ok=True)
+        folder.discard_training_state()
         return load_trained_models(run, sensitivity, candidate=fitted.candidate, folder=folder)
     params = sum(count_params(model) for model in run.models.values())
     with hold_room(folder.weights_room, params * FP32_BYTES + WEIGHTS_HEADER_BYTES):
@@ -133,7 +133,7 @@ def _make_models(
             run, sensitivity, fitted=fitted, from_scratch=from_scratch, earlier=earlier
         )
     save_trained_models(trained, folder)
-    folder.training_checkpoint.unlink(missing_ok=True)
+    folder.discard_training_state()
     return trained
 
 

@@ -11,6 +11,7 @@ from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.models.base import Model
 from mmcompress.prune.sparsity import zero_weights_
+from mmcompress.registry import resolve_entry
 from mmcompress.run.compress.validation_quality import (
     begin_validation_quality,
     end_validation_quality,
@@ -21,6 +22,12 @@ from mmcompress.workspace.context import RunContext
 
 SINGLE_TRAINING_SCHEDULES = ("one_shot", "late")
 """Prune schedules that train once."""
+
+SHARING_EXECUTOR = "ray"
+"""The executor whose cluster can share a training."""
+
+DISTILL_ON_WORKERS = "mmcompress.run.compress.train_on_ray:distill_on_workers_"
+"""Trains on several workers; it takes Ray Train."""
 
 CHECKPOINT_SECONDS = 300.0
 """Seconds of training between two checkpoints: what an interruption costs at most."""
@@ -91,6 +98,12 @@ def train_pruned_models_(
             clock=run.clock,
         )
         figures = begin_validation_quality(run, models, validation=validation)
-        curve = distill_models_(models, inputs, options=options)
+        if run.spec.resources.distill.workers > 1 and run.spec.search.executor == SHARING_EXECUTOR:
+            if checkpoint is None:
+                # It is of an earlier round, or of a run that was cut off in another one.
+                run.folder.discard_training_state()
+            curve = resolve_entry(DISTILL_ON_WORKERS)(run, models, inputs=inputs, options=options)
+        else:
+            curve = distill_models_(models, inputs, options=options)
         end_validation_quality(run, models, validation=validation, begun=figures)
     return find_last_step(curve)

@@ -1,0 +1,92 @@
+"""A training on several workers of Ray goes on when one of them is lost, or the run itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from mmcompress.workspace.folder import RunFolder
+
+pytestmark = [pytest.mark.very_slow, pytest.mark.timeout(600)]
+
+TESTS = Path(__file__).parent
+STEPS = 200
+
+
+def start(spec, out):
+    command = [sys.executable, "shared_training.py", str(spec), str(out), str(STEPS)]
+    return subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True)
+
+
+def read_until_checkpoint(process, out):
+    """Read lines until a step is told after a checkpoint was written."""
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        written = list(
+            RunFolder(path=out).shared_training.glob("training/checkpoint_*/*.safetensors")
+        )
+        if written and line.startswith("step"):
+            return
+    raise AssertionError("".join(lines))
+
+
+def read_to_the_end(process):
+    lines = list(process.stdout)
+    assert process.wait(timeout=120) == 0, "".join(lines)
+    return "".join(lines)
+
+
+def find_training_workers(process):
+    """Return the processes of the two workers."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if any("RayTrainWorker" in word for word in child.cmdline()):
+            found.append(child)
+    return found
+
+
+def list_steps(lines):
+    return [int(step) for step in re.findall(r"^step (\d+),", lines, re.MULTILINE)]
+
+
+def check_history(out):
+    """Every step is in the curve once, and the loss fell."""
+    rows = json.loads(RunFolder(path=out).training_history.read_text())
+    curve = [row for row in rows if "loss" in row]
+    steps = [row["step"] for row in curve]
+    assert steps == sorted(set(steps)) and steps[-1] == STEPS
+    assert curve[-1]["loss"] < curve[0]["loss"]
+
+
+def test_a_worker_that_is_lost_is_replaced(tiny, tmp_path):
+    out = tmp_path / "run"
+    process = start(tiny / "spec.yaml", out)
+    read_until_checkpoint(process, out)
+    workers = find_training_workers(process)
+    assert len(workers) == 2
+    workers[-1].kill()
+    told = read_to_the_end(process)
+    # Not from the start: from the last checkpoint.
+    assert min(list_steps(told)) > 1 and f"trained {STEPS} steps" in told
+    check_history(out)
+
+
+def test_a_run_that_is_killed_goes_on_from_the_last_checkpoint(tiny, tmp_path):
+    out = tmp_path / "run"
+    process = start(tiny / "spec.yaml", out)
+    read_until_checkpoint(process, out)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    told = read_to_the_end(start(tiny / "spec.yaml", out))
+    assert min(list_steps(told)) > 1 and f"trained {STEPS} steps" in told
+    check_history(out)

@@ -1,0 +1,45 @@
+"""Several processes train as one does on the whole batch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+TESTS = Path(__file__).parent
+
+
+def train(spec, folder, count, losses):
+    """Train in some processes; returns the loss of every step, and the weights."""
+    folder.mkdir()
+    out = folder / "losses.json"
+    processes = []
+    for rank in range(count):
+        words = [spec, rank, count, folder / "meeting", out, json.dumps(losses)]
+        command = [sys.executable, "group_process.py", *map(str, words)]
+        processes.append(subprocess.Popen(command, cwd=TESTS, stderr=subprocess.PIPE))
+    for process in processes:
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told.decode()[-3000:]
+    return json.loads(out.read_text()), load_file(out.with_suffix(".safetensors"))
+
+
+@pytest.mark.parametrize("losses", [{}, {"hidden": 1.0, "cross": 1.0}], ids=["usual", "blocks"])
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tiny, tmp_path, losses):
+    """Shares of 4 and 5 pairs: the losses of 50 steps, those that compare pairs included."""
+    alone, alone_weights = train(tiny / "spec.yaml", tmp_path / "one", 1, losses)
+    together, weights = train(tiny / "spec.yaml", tmp_path / "two", 2, losses)
+    assert len(alone) == len(together) == 50
+    assert alone[-1] < alone[0]
+    if losses:
+        # What blocks add is compared share by share, and shares count alike.
+        assert together == pytest.approx(alone, rel=0.02)
+        return
+    assert together == pytest.approx(alone, rel=1e-3)
+    for name, weight in alone_weights.items():
+        assert (weights[name] - weight).abs().max() < 1e-3, name
