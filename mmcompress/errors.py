@@ -26,6 +26,10 @@ import difflib
 import errno
 import os
 from collections.abc import Iterable
+from pathlib import Path
+
+CHECKOUT_FILE = Path(__file__).parent.parent / "pyproject.toml"
+"""A file that is there where the package runs from a checkout."""
 
 
 class MmcompressError(Exception):
@@ -79,7 +83,9 @@ class MissingPackage(MmcompressError):
 
     def __str__(self) -> str:
         package, extra = self.args
-        install = f"pip install -e '.[{extra}]' in a checkout of mmcompress"
+        install = f"pip install 'mmcompress[{extra}]'"
+        if CHECKOUT_FILE.exists():
+            install = f"pip install -e '.[{extra}]' in the checkout of mmcompress"
         return f"the package '{package}' is needed here: {install}"
 
 

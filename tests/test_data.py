@@ -153,7 +153,7 @@ def test_an_image_with_several_captions_is_refused_or_its_first_one_read(photos)
     folder, rows = photos
     again = [*rows, {"image": "0.png", "caption": "another", "split": "test"}]
     with pytest.raises(
-        DataError, match=r"1 images can't be used:(.|\n)*:31: 0.png stands in line 1 already"
+        DataError, match=r"1 image can't be used:(.|\n)*:31: 0.png stands in line 1 already"
     ):
         listing(folder, again).load("train")
     first = Folder(path=str(folder), repeats="first")
@@ -193,11 +193,11 @@ def test_preprocessing_takes_any_kind_of_image(tmp_path):
         ({"train": 300, "val": 300, "test": 200}, ""),
         (
             {"train": 50, "val": 300, "test": 200},
-            "fewer pairs than asked for: 50 of 256 in train; 200 in test",
+            "fewer pairs than the spec would use: 50 of 256 in train; 200 in test",
         ),
         (
             {"train": 300, "val": 300, "test": 25},
-            "25 in test; a share of so few is known to 20% either way; more pairs say more",
+            "25 in test; percentages of so few are uncertain by up to 20 points either way: add pairs",
         ),
     ],
 )

@@ -72,7 +72,7 @@ def test_a_folder_of_data_is_looked_at_and_the_spec_stays(call, tmp_path):
         rows.append(json.dumps({"image": f"{number}.png", "text": f"picture {number}"}))
     (photos / "captions.jsonl").write_text("\n".join(rows) + "\n")
     done, text = call("init", "--template", "blip", "--data", "photos", "--out", "two.yaml")
-    assert done.exit_code == 0 and "fewer pairs than asked for" in text
+    assert done.exit_code == 0 and "fewer pairs than the spec would use" in text
 
 
 def test_drawn_data_give_way_to_a_folder(call, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -12,11 +13,7 @@ from rich.table import Column, Table
 from mmcompress.cli.console import out
 from mmcompress.cli.results_table import print_path
 from mmcompress.errors import DataError, RegressionFound, SpecError
-from mmcompress.report.compare_runs import (
-    format_run_comparison,
-    name_devices,
-    write_run_comparison,
-)
+from mmcompress.registry import resolve_entry
 from mmcompress.report.formats import format_milliseconds, format_retained, format_speedup
 from mmcompress.results.records import Summary
 from mmcompress.results.run_differences import (
@@ -26,6 +23,9 @@ from mmcompress.results.run_differences import (
     find_difference,
 )
 from mmcompress.workspace.load_summary import load_summary
+
+PAGES = "mmcompress.report.compare_runs"
+"""Draws the pages; it takes Altair."""
 
 PERCENT = re.compile(r"\+?(\d+(?:\.\d+)?)\s*%")
 """A share as a person writes it: `+3%`, `0.5%`."""
@@ -87,9 +87,12 @@ def compare_runs_command(
         if name != folders[0]:
             differences[name] = find_difference(run, reference, allowed=allowed)
     print_runs(runs, differences)
+    for warning in list_blind_spots(runs, differences, allowed=allowed):
+        out.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     if folder is not None:
-        print_path("page", write_run_comparison(runs, differences, folder=Path(folder)))
-    if summary is not None:
+        write_pages = resolve_entry(f"{PAGES}:write_run_comparison")
+        print_path("page", write_pages(runs, differences, folder=Path(folder)))
+    if summary:
         append_markdown(Path(summary), runs, differences=differences)
     problems = [
         f"{name}: {'; '.join(difference.problems)}"
@@ -100,9 +103,35 @@ def compare_runs_command(
         raise RegressionFound("\n".join(problems))
 
 
+def list_blind_spots(
+    runs: Mapping[str, Summary],
+    differences: Mapping[str, RunDifference],
+    *,
+    allowed: AllowedDifferences,
+) -> list[str]:
+    """List what a comparison with limits can't see: quality and differences that are not known."""
+    warnings: list[str] = []
+    for name, difference in differences.items():
+        if allowed.latency is not None and difference.latency_margin > allowed.latency:
+            warnings.append(
+                f"{name}: the latencies are known to ± {difference.latency_margin:.1%} only, so a "
+                f"limit of {allowed.latency:.1%} is decided by chance: measure more"
+            )
+        if allowed.drop is not None and difference.worst_drop_margin > allowed.drop:
+            points = 100 * difference.worst_drop_margin
+            warnings.append(
+                f"{name}: the quality is known to ± {points:.1f} points only, so a limit of "
+                f"{100 * allowed.drop:g} points is decided by chance: judge it on more pairs"
+            )
+    for name, run in runs.items():
+        if run.determined_quality is None or run.is_dense_at_chance:
+            warnings.append(f"{name}: its quality is undetermined: no drop of it would be seen")
+    return warnings
+
+
 def print_runs(runs: dict[str, Summary], differences: dict[str, RunDifference]) -> None:
     """Print the runs side by side, with their differences from the first one."""
-    devices = name_devices(runs)
+    devices = resolve_entry(f"{PAGES}:name_devices")(runs)
     first = next(iter(runs.values()))
     # A name that is cut off tells nobody which run it is.
     table = Table(
@@ -153,9 +182,9 @@ def append_markdown(
     Raises:
         DataError: The file can't be written.
     """
-    text = format_run_comparison(runs, differences)
+    text = resolve_entry(f"{PAGES}:format_run_comparison")(runs, differences)
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
-        raise DataError(f"{path}: can't be written: {error}") from error
+        raise DataError(f"{path}: can't be written: {error.strerror or error}") from error

@@ -11,6 +11,7 @@ from typing import Literal, TextIO, TypeVar
 import click
 from rich.console import Console
 from rich.markup import escape
+from rich.table import Table
 
 from mmcompress.cli.live_view import FORECAST_STAGE, LiveState, LiveView
 
@@ -37,6 +38,15 @@ SECONDS_BETWEEN_LINES = 10
 MIN_TOLD_SECONDS = 1.0
 """Seconds of a stage from which on a terminal keeps a line of it."""
 
+DONE = "[green]done[/green] in"
+"""How a stage ended, before its seconds."""
+
+INTERRUPTED = "[yellow]interrupted[/yellow] after"
+"""The same, after Ctrl-C or SIGTERM."""
+
+FAILED = "[red]failed[/red] after"
+"""The same, after an error."""
+
 Command = TypeVar("Command", bound=Callable[..., object])
 
 ProgressForm = Literal["person", "json", "quiet"]
@@ -62,6 +72,8 @@ class Progress:
             form: Who reads it.
             read_seconds: The clock that messages are told by; None: that of this process.
         """
+        self.is_stage_over = True
+        """Whether the last stage is over when no more is shown, if no error ends it."""
         self._read_seconds = read_seconds or time.monotonic
         self.began_at = self._read_seconds()
         self.stage = ""
@@ -100,18 +112,16 @@ class Progress:
         if stage == FORECAST_STAGE:
             # It tells of the whole run, in the middle of a stage.
             self.forecast = message
-            err.print(self._write_line(now_seconds, stage, text=f"  {escape(message)}"))
+            self._print_line(now_seconds, stage, text=escape(message))
             return
         is_new_stage = stage != self.stage
         if is_new_stage:
-            self._keep_line_of_stage(now_seconds)
+            self._keep_line_of_stage(now_seconds, DONE)
             self.stage = stage
             self.stage_began_at = now_seconds
-        percent = "" if share is None else f" {share:4.0%}"
-        line = self._write_line(now_seconds, stage, text=f"{percent}  {escape(message)}")
         if self.view is not None:
             if share is None:
-                err.print(line)
+                self._print_line(now_seconds, stage, text=escape(message))
             self.message = message
             self.share = share
             self.view.start()
@@ -119,8 +129,8 @@ class Progress:
             is_new_stage or share is None or now_seconds - self.last_line_at > SECONDS_BETWEEN_LINES
         ):
             self.last_line_at = now_seconds
-            # A log has lines of any length.
-            err.print(line, soft_wrap=True)
+            percent = "" if share is None else f"{share:4.0%}  "
+            self._print_line(now_seconds, stage, text=f"{percent}{escape(message)}")
 
     def _describe_state(self) -> LiveState:
         """Return the state of the moment, for the live view."""
@@ -134,25 +144,41 @@ class Progress:
             forecast=self.forecast,
         )
 
-    def _keep_line_of_stage(self, now_seconds: float) -> None:
-        """Leave a line of the stage that is over, on a terminal."""
+    def _keep_line_of_stage(self, now_seconds: float, end: str) -> None:
+        """Leave a line of a stage on a terminal, with how it ended."""
         stage_seconds = now_seconds - self.stage_began_at
         if self.view is not None and self.stage and stage_seconds >= MIN_TOLD_SECONDS:
-            done = f"  [green]done[/green] in {stage_seconds:.0f} s"
-            err.print(self._write_line(now_seconds, self.stage, text=done))
+            self._print_line(now_seconds, self.stage, text=f"{end} {stage_seconds:.0f} s")
 
-    def _write_line(self, now_seconds: float, stage: str, *, text: str) -> str:
-        """Return a line: the seconds since the beginning, the stage, and a text."""
-        seconds = f"{now_seconds - self.began_at:5.0f} s"
-        return f"[dim]{seconds}[/dim]  [bold]{stage:<12}[/bold]{text}"
+    def _print_line(self, now_seconds: float, stage: str, *, text: str) -> None:
+        """Print the seconds since the beginning, the stage, and a text.
+
+        A terminal breaks it between words, behind the stage. A log has lines of any length.
+        """
+        seconds = f"[dim]{now_seconds - self.began_at:5.0f} s[/dim]"
+        name = f"[bold]{stage:<12}[/bold]"
+        if not err.is_terminal:
+            err.print(f"{seconds}  {name}  {text}", soft_wrap=True)
+            return
+        row = Table.grid(padding=(0, 2, 0, 0))
+        row.add_column(no_wrap=True)
+        row.add_column(no_wrap=True)
+        row.add_column(overflow="fold")
+        row.add_row(seconds, name, text)
+        err.print(row, soft_wrap=False)
 
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self.view is not None:
-            self._keep_line_of_stage(self._read_seconds())
-            self.view.stop()
+    def __exit__(self, error_type: type[BaseException] | None, *error: object) -> None:
+        if self.view is None:
+            return
+        if error_type is not None:
+            end = INTERRUPTED if issubclass(error_type, KeyboardInterrupt) else FAILED
+            self._keep_line_of_stage(self._read_seconds(), end)
+        elif self.is_stage_over:
+            self._keep_line_of_stage(self._read_seconds(), DONE)
+        self.view.stop()
 
 
 def write_event(event: str, **facts: object) -> None:

@@ -48,9 +48,12 @@ def _check_run(run: str, *, repair: bool) -> None:
         resolve_entry(f"{inspection}:repair_run")(run, tell=tell)
     findings = resolve_entry(f"{inspection}:inspect_run")(run)
     for finding in findings:
-        out.print(f"{MARKS['bad']:<22}{escape(str(finding.path))}: {escape(finding.fault)}")
+        fault = finding.fault.removeprefix(f"{finding.path}: ")
+        out.print(f"{MARKS['bad']:<22}{escape(str(finding.path))}: {escape(fault)}")
     if findings:
-        cure = "begin it anew" if repair else "--repair, or the run with --resume, mends it"
+        cure = "the run's command with --resume makes it again"
+        if not repair:
+            cure = f"--repair sets aside what is damaged; {cure}"
         count = "1 finding" if len(findings) == 1 else f"{len(findings)} findings"
         raise RunDamaged(f"{run}: {count}; {cure}")
     out.print(f"{MARKS['good']} {escape(run)}: whole")

@@ -70,5 +70,11 @@ def _export_checkpoints(run: str, folder: str) -> None:
         )
     for node_name, reason in written.refusals.items():
         out.print(f"{escape(node_name)}: [yellow]not written[/yellow]: {escape(reason)}")
+    if written.refusals:
+        out.print(
+            "[yellow]a checkpoint that holds such a model as well has its dense weights there"
+            "[/yellow]",
+            soft_wrap=True,
+        )
     count = len(written.proofs)
     out.print(f"{count} of {count + len(written.refusals)} models written")

@@ -18,6 +18,8 @@ from mmcompress.spec.pipeline_templates import (
     fill_template,
     locate_shipped_file,
 )
+from mmcompress.spec.schema import Spec
+from mmcompress.spec.target import parse_target
 from mmcompress.storage import replace_file
 
 SCHEMA_FILE = "spec.schema.json"
@@ -55,15 +57,38 @@ def init_command(
     write_spec(spec_path, text)
     name = escape(str(spec_path))
     out.print(f"written: {name}", soft_wrap=True)
+    spec = load_spec(spec_path)
+    for node_name, source in source_by_node.items():
+        folder = Path(spec.nodes[node_name].source)
+        if ":" not in source and not folder.exists():
+            out.print(
+                f"[yellow]source:  {escape(node_name)}: {escape(str(folder))}: no such folder"
+                "[/yellow]",
+                soft_wrap=True,
+            )
+    hub_nodes = _list_hub_sources(spec)
+    if source_by_node and hub_nodes:
+        names = ", ".join(hub_nodes)
+        out.print(
+            f"[yellow]source:  still from a hub: {escape(names)} (--source NODE=FOLDER)[/yellow]",
+            soft_wrap=True,
+        )
     if data is not None:
-        _look_at_data(spec_path)
+        _look_at_data(spec)
+        embedded = [n for n, node in spec.nodes.items() if node.source.startswith("embedded:")]
+        if embedded:
+            names = ", ".join(embedded)
+            out.print(
+                f"[yellow]source:  the weights of {escape(names)} know drawings of emoji alone: "
+                "for other data, name your own models (--source NODE=FOLDER)[/yellow]",
+                soft_wrap=True,
+            )
     out.print(f"next:    mmcompress validate {name}", soft_wrap=True)
     out.print(f"then:    mmcompress run {name}", soft_wrap=True)
 
 
-def _look_at_data(spec_path: Path) -> None:
+def _look_at_data(spec: Spec) -> None:
     """Tell what a run would find in the data that were named. The spec stays in any case."""
-    spec = load_spec(spec_path)
     try:
         shortage = describe_shortage(spec, open_data(spec))
     except (DataError, MissingPackage) as error:
@@ -97,10 +122,28 @@ def ask_for_values(target: str | None, data: str | None) -> tuple[str, str | Non
         out.print(f"  {name:<16}{escape(PIPELINE_TEMPLATES.get_about(name))}")
     template = click.prompt("Pipeline", type=click.Choice(names), default=names[0])
     if target is None:
-        target = click.prompt("Target", default="2x")
+        target = click.prompt("Target", default="2x", value_proc=_check_target)
     if data is None:
-        data = click.prompt("Folder of your data (empty: as shipped)", default="") or None
+        question = "Folder of your data (empty: as shipped)"
+        data = click.prompt(question, default="", show_default=False) or None
     return template, target, data
+
+
+def _check_target(text: str) -> str:
+    """Return a target, or ask again where it is none."""
+    try:
+        for target in text.split(","):
+            parse_target(target.strip())
+    except SpecError as error:
+        raise click.UsageError(str(error)) from error
+    return text
+
+
+def _list_hub_sources(spec: Spec) -> list[str]:
+    """List the nodes whose weights come from a hub."""
+    hub = ("open_clip:", "transformers:", "hf-hub:")
+    models = spec.list_model_nodes()
+    return [name for name, node in models.items() if node.source.startswith(hub)]
 
 
 def write_spec(path: Path, text: str) -> None:

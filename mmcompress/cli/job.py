@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.markup import escape
 
-from mmcompress.cli.console import out
+from mmcompress.cli.console import err, out
 from mmcompress.cli.options import address_option
 from mmcompress.registry import resolve_entry
 
@@ -64,7 +64,10 @@ def stop_command(job_id: str, address: str) -> None:
 def fetch_command(job_id: str, address: str, folder: str) -> None:
     """Copy the run folder of a job, where this machine sees it."""
     fetch_result = resolve_entry(f"{JOBS}:fetch_result")
-    out.print(escape(str(fetch_result(_connect(address), job_id, out=Path(folder)))))
+    fetched = fetch_result(_connect(address), job_id, out=Path(folder))
+    out.print(escape(str(fetched)))
+    if not resolve_entry(f"{JOBS}:is_fetched_whole")(fetched):
+        err.print("[yellow]the run has not ended: this is what it had until now[/yellow]")
 
 
 def _connect(address: str) -> Any:

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 from rich.markup import escape
 
 from mmcompress.cli.console import err
@@ -91,6 +92,15 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = resolve_entry(row.target)
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the names of commands from the rows; no command is imported."""
+        items = [
+            CompletionItem(name, help=row.about)
+            for name, row in self.commands_by_name.items()
+            if name.startswith(incomplete)
+        ]
+        return [*items, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help of the group from its rows; no command is imported."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -83,7 +84,12 @@ def draw_state(state: LiveState) -> RenderableType:
     foot = f"{format_duration(state.run_seconds)} since the start"
     if state.forecast:
         foot += f"; {state.forecast}"
-    return Group(head, Text(f"  {state.message}"), Text(f"  {foot}", style="dim"))
+    return Group(head, _wrap(state.message), _wrap(foot, style="dim"))
+
+
+def _wrap(text: str, *, style: str = "") -> RenderableType:
+    """Return a text that is broken between words, every line of it indented."""
+    return Padding(Text(text, style=style, no_wrap=False, overflow="fold"), (0, 0, 0, 2))
 
 
 def _draw_bar(share: float | None) -> ProgressBar:

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
+from pathlib import Path
 
 import click
 import numpy as np
+from rich.markup import escape
 
+from mmcompress.cli.console import err
 from mmcompress.errors import SpecError
 from mmcompress.runtime.check_manifest import MAX_THREADS
 from mmcompress.runtime.graph import load_bundle
+
+TEXT_TYPE = "text"
+"""The type of inputs that are given as they are, and not as files."""
+
+LONG_NUMBERS = re.compile(r"-?\d[\d.e+-]*(?:, -?\d[\d.e+-]*){15,}")
+"""Sixteen numbers or more in a list."""
+
+SHOWN_NUMBERS = 4
+"""Numbers of a long list that a terminal shows."""
 
 
 def parse_input(text: str) -> tuple[str, str]:
@@ -26,7 +40,14 @@ def parse_input(text: str) -> tuple[str, str]:
 
 @click.command("predict")
 @click.argument("bundle", type=click.Path())
-@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", required=True)
+@click.option(
+    "--input",
+    "inputs",
+    multiple=True,
+    metavar="NAME=FILE|TEXT",
+    required=True,
+    help="An image or sound file, or the text itself. @FILE reads a text from a file.",
+)
 @click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),
@@ -40,8 +61,38 @@ def predict_command(bundle: str, inputs: tuple[str, ...], threads: int | None) -
         if name in request:
             raise SpecError(f"--input {name} stands twice: predict answers one request")
         request[name] = file
-    outputs = load_bundle(bundle, threads)(**request)
+    pipeline = load_bundle(bundle, threads)
+    for name, value_type in pipeline.inputs.items():
+        if value_type == TEXT_TYPE and name in request:
+            request[name] = _read_text(name, request[name])
+    outputs = pipeline(**request)
     plain = {}
     for name, value in outputs.items():
         plain[name] = value.tolist() if isinstance(value, np.ndarray) else value
-    click.echo(json.dumps(plain))
+    text = json.dumps(plain)
+    if sys.stdout.isatty():
+        # A person reads no embedding; a program gets all of it.
+        text = LONG_NUMBERS.sub(_shorten_numbers, text)
+    click.echo(text)
+
+
+def _read_text(name: str, value: str) -> str:
+    """Return the text of an input: the value itself, or the content of `@FILE`."""
+    if value.startswith("@"):
+        try:
+            return Path(value[1:]).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"--input {name}: {value[1:]}: can't be read: {error}") from error
+    if Path(value).is_file():
+        err.print(
+            f"[yellow]--input {escape(name)}: '{escape(value)}' is taken as the text itself; "
+            f"@{escape(value)} reads the file[/yellow]",
+            soft_wrap=True,
+        )
+    return value
+
+
+def _shorten_numbers(numbers: re.Match[str]) -> str:
+    """Return the first few of many numbers, and how many there are."""
+    values = numbers[0].split(", ")
+    return f"{', '.join(values[:SHOWN_NUMBERS])}, ... ({len(values)} numbers)"

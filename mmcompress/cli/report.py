@@ -8,9 +8,14 @@ import click
 
 from mmcompress.cli.console import out
 from mmcompress.errors import TargetNotMet
-from mmcompress.report.page import write_report
-from mmcompress.run.adopt_artifacts import adopt_measurements
+from mmcompress.registry import resolve_entry
 from mmcompress.workspace.load_summary import load_summary
+
+WRITE_REPORT = "mmcompress.report.page:write_report"
+"""Draws the pages; it takes Altair."""
+
+ADOPT_MEASUREMENTS = "mmcompress.run.adopt_artifacts:adopt_measurements"
+"""Takes the figures of another device over, and draws the pages."""
 
 
 @click.command("report")
@@ -24,10 +29,10 @@ def report_command(folder: str, measured: str | None) -> None:
     """Write the report of a finished run again; figures that miss the target end with exit code
     3."""
     if not measured:
-        page = write_report(load_summary(folder), folder)
+        page = resolve_entry(WRITE_REPORT)(load_summary(folder), folder)
         out.print(str(page), soft_wrap=True)
         return
-    page = adopt_measurements(Path(folder), Path(measured))
+    page = resolve_entry(ADOPT_MEASUREMENTS)(Path(folder), Path(measured))
     out.print(str(page), soft_wrap=True)
     misses = load_summary(folder).target.describe_misses()
     if misses:

@@ -81,6 +81,8 @@ def _describe_verdict(summary: Summary) -> str:
     if summary.cross_modal_ratio is not None:
         cross_modal = f", cross-modal {summary.cross_modal_ratio:.0%}"
     quality = f"{summary.quality_retained:.1%} of the quality retained"
+    if summary.is_dense_at_chance:
+        quality += " [red](the dense pipeline only guesses on these data)[/red]"
     if summary.determined_quality is None:
         nodes = ", ".join(summary.undetermined_nodes) or "no metric gave a figure"
         quality = f"[red]quality undetermined[/red] ({nodes})"

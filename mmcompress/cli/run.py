@@ -27,6 +27,7 @@ from mmcompress.cli.options import (
 )
 from mmcompress.cli.results_table import print_path, print_summary
 from mmcompress.errors import (
+    DataError,
     LimitUndetermined,
     QualityNotRetained,
     QualityUndetermined,
@@ -38,6 +39,7 @@ from mmcompress.registry import resolve_entry
 from mmcompress.report.trackers.base import Tracker, open_tracker
 from mmcompress.results.records import RETAINED_LIMIT, Summary
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.hold_folder import WAIT_OR_CHOOSE, is_held
 
 RUN_TARGETS = "mmcompress.run.run_targets:run_targets"
 """What does the work. It takes torch, which needs seconds to be imported: a spec that is wrong is
@@ -78,6 +80,8 @@ def run_command(
     overrides = collect_overrides(**options)
     load_spec(spec, overrides)
     folder = folder or choose_default_folder(spec, overrides)
+    if is_held(RunFolder(path=Path(folder))):
+        raise DataError(f"{folder}: a process is working on this run: {WAIT_OR_CHOOSE}")
     # A server that does not answer is told now, not after the run.
     trackers = [open_tracker(address) for address in track_addresses]
     with Progress(choose_progress_form(as_json, quiet)) as on_progress:

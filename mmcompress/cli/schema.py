@@ -6,7 +6,7 @@ import json
 
 import click
 
-from mmcompress.spec.schema import Spec
+from mmcompress.spec.describe_spec import describe_spec
 from mmcompress.spec.space import Space
 from mmcompress.storage import describe_record
 
@@ -15,5 +15,5 @@ from mmcompress.storage import describe_record
 @click.option("--space", is_flag=True, help="Of a search space, not of a spec.")
 def schema_command(space: bool) -> None:
     """Print the JSON Schema of a spec, every key described; editors complete YAML files by it."""
-    record_type = Space if space else Spec
-    click.echo(json.dumps(describe_record(record_type), indent=1))
+    schema = describe_record(Space) if space else describe_spec()
+    click.echo(json.dumps(schema, indent=1))

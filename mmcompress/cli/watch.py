@@ -49,6 +49,7 @@ def watch_command(folder: str, once: bool, as_json: bool, quiet: bool) -> None:
                 told_at = line.unix_seconds
                 on_progress(line.stage, line.message, line.share)
             if once or not is_running:
+                on_progress.is_stage_over = not is_running
                 break
             time.sleep(SECONDS_BETWEEN_LOOKS)
     if not as_json:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -143,7 +143,9 @@ def tell_watcher() -> Iterator[None]:
     try:
         yield
     finally:
-        os.write(child_lives, ENDED)
+        # The process that watches may be gone: nobody reads it then.
+        with suppress(BrokenPipeError):
+            os.write(child_lives, ENDED)
 
 
 def _end_with_parent(parent_lives: int) -> None:

@@ -158,7 +158,9 @@ def refuse_rows(problems: Sequence[str], noun: str) -> None:
     """
     if not problems:
         return
-    lines = [f"{len(problems)} {noun} can't be used:", *problems[:MAX_LISTED_PROBLEMS]]
+    count = f"1 {noun.removesuffix('s')}" if len(problems) == 1 else f"{len(problems)} {noun}"
+    lines = [f"{count} can't be used:", *problems[:MAX_LISTED_PROBLEMS]]
     if len(problems) > MAX_LISTED_PROBLEMS:
         lines.append(f"... and {len(problems) - MAX_LISTED_PROBLEMS} more")
+    lines.append("put the files in order, or take their rows out")
     raise DataError("\n  ".join(lines))

@@ -81,11 +81,14 @@ def describe_shortage(spec: Spec, data: Dataset) -> str:
     ]
     parts: list[str] = []
     if shortages:
-        parts.append(f"fewer pairs than asked for: {', '.join(shortages)}")
+        parts.append(f"fewer pairs than the spec would use: {', '.join(shortages)}")
     test_count = available_counts["test"]
     if shortages or test_count < MIN_TEST_PAIRS:
         parts.append(f"{test_count} in test")
     if 0 < test_count < MIN_TEST_PAIRS:
         margin = WIDEST_SHARE_MARGIN / math.sqrt(test_count)
-        parts.append(f"a share of so few is known to {margin:.0%} either way; more pairs say more")
+        points = round(100 * margin)
+        parts.append(
+            f"percentages of so few are uncertain by up to {points} points either way: add pairs"
+        )
     return "; ".join(parts)

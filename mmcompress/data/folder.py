@@ -29,7 +29,10 @@ from mmcompress.runtime.similar_folder import suggest_folder
 LISTING_NAMES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
 """Files that may list the images; the first that is there is read."""
 
-IMAGE_KEYS = ("image", "file_name", "file", "path")
+LISTING_EXAMPLE = '{"image": "a.jpg", "caption": "a red bicycle"}'
+"""A line of a list, for a person who has none."""
+
+IMAGE_KEYS = ("image", "file_name", "filename", "file", "path")
 """Names that the field with the image may have, the preferred one first."""
 
 CAPTION_KEYS = ("caption", "text")
@@ -168,7 +171,10 @@ def _find_listing(root: Path, file_name: str | None) -> Path:
     for name in names:
         if (root / name).is_file():
             return root / name
-    raise DataError(f"data folder '{root}': none of {', '.join(names)} is in it")
+    raise DataError(
+        f"data folder '{root}': none of {', '.join(names)} is in it; such a file lists the images, "
+        f"a line each: {LISTING_EXAMPLE}"
+    )
 
 
 def _read_rows(listing: Path) -> list[tuple[int, Fields]]:
@@ -199,9 +205,16 @@ def _read_field(fields: Fields, keys: tuple[str, ...], *, place: str) -> str:
             return value.strip()
         if isinstance(value, list):
             raise DataError(f"{place}: '{key}' is a list; one {keys[0]} a row is what is read")
-    present_keys = ", ".join(str(key) for key in fields)
+    for key in keys:
+        if fields.get(key) == "" or isinstance(fields.get(key), str):
+            raise DataError(f"{place}: '{key}' is empty: fill it in, or take the row out")
+    names = [str(key) for key in fields]
+    cure = ""
+    if any(";" in name for name in names):
+        cure = "; columns are separated by commas: save it with commas in place of semicolons"
     raise DataError(
-        f"{place}: no '{keys[0]}' (accepted names: {', '.join(keys)}; found: {present_keys})"
+        f"{place}: no '{keys[0]}' (accepted names: {', '.join(keys)}; "
+        f"found: {', '.join(names)}){cure}"
     )
 
 

@@ -107,9 +107,10 @@ def _import_plugins(source: YamlSource) -> None:
     if not isinstance(plugins, list | tuple):
         message = f"expected a list of modules, such as [my.module]; got {shorten(repr(plugins))}"
         raise source.make_error(("plugins",), message)
-    working_folder = str(Path.cwd())
-    if plugins and working_folder not in sys.path:
-        sys.path.append(working_folder)  # a console script does not look where it is started
+    # A console script does not look where it is started.
+    for folder in (str(Path(source.path).resolve().parent), str(Path.cwd())):
+        if plugins and folder not in sys.path:
+            sys.path.append(folder)
     for i, name in enumerate(plugins):
         path = ("plugins", str(i))
         if not isinstance(name, str) or not name.strip(".") or name.startswith("."):
@@ -119,6 +120,11 @@ def _import_plugins(source: YamlSource) -> None:
             importlib.import_module(name)
         except Exception as error:  # a module of someone else's may raise anything
             message = f"can't import '{shorten(name)}': {type(error).__name__}: {error}"
+            if isinstance(error, ModuleNotFoundError):
+                message += (
+                    "; a module is looked for in the folder of the spec, in the working folder, in "
+                    "PYTHONPATH and among installed packages"
+                )
             raise source.make_error(path, message) from error
 
 

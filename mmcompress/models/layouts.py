@@ -323,7 +323,8 @@ def find_blocks(
     if not blocks:
         raise ModelError(
             f"{type(searched_module).__name__}: no attention or feed-forward block of a known"
-            " layout is in it"
+            " layout is in it. A block is known by the names of its layers, such as fc1 and fc2 "
+            "(docs: how_to/own_model). Pairs of convolutions are found by find_convolutions"
         )
 
     def rank_by_execution(block: Block) -> tuple[int, int]:

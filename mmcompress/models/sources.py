@@ -379,8 +379,9 @@ def _load_own_model(node: Node, context: LoadContext) -> Model:
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise ModelError(
-            f"source '{node.source}': {function_name}() raised {type(error).__name__}: {error}"
-            f" ({place.filename}:{place.lineno})"
+            f"source '{node.source}': {function_name}() raised {type(error).__name__}: "
+            f"{error} ({place.filename}:{place.lineno}); it is called with one argument, the "
+            "LoadContext"
         ) from error
     if isinstance(model, Model) and getattr(model, "kind", None) == node.kind:
         _check_contract(node, model)

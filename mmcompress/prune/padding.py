@@ -72,7 +72,10 @@ def pad_to_dense(dense: Model, pruned: Model, *, kept: Mapping[str, int]) -> Mod
 def _note_kept_indices(block: Block, count: int, *, indices: _KeptIndices) -> None:
     """Note which features the layers of a block keep, when its first units are the kept ones."""
     if block.group == "tokens":
-        raise ModelError(f"{block.name}: positions were cut, and the library reads all of them")
+        raise ModelError(
+            f"{block.name}: positions were cut, and the library reads all of them. A search space "
+            "without the dimension prune.tokens of this node cuts none"
+        )
     first_units = torch.arange(count)
     features = list_feature_indices(block, first_units)
     for writer in block.writers:

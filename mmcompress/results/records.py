@@ -3,6 +3,7 @@ trip."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -300,6 +301,22 @@ class Sample:
         if not self.is_changed:
             return 2
         return 0 if self.baseline == self.reference else 1
+
+
+RECALL_SUFFIX = re.compile(r"_r(\d+)$")
+"""End of the name of a share of queries whose right key is among the first few."""
+
+
+def is_at_chance(metric: str, quality: Quality) -> bool:
+    """Return whether a figure may be that of guessing.
+
+    Nothing right is no better. Of a recall among the first k of n keys, guessing gives k / n: it
+    may be that when the interval holds it.
+    """
+    recall = RECALL_SUFFIX.search(metric)
+    if recall is None or not quality.n:
+        return quality.share_right <= 0
+    return quality.low <= int(recall[1]) / quality.n
 
 
 MAX_UNINFORMATIVE_SHARE = 0.9
@@ -674,6 +691,14 @@ class Summary:
     def determined_quality(self) -> float | None:
         """`quality_retained`, or None where it is undetermined."""
         return None if self.describe_undetermined() else self.quality_retained
+
+    @property
+    def is_dense_at_chance(self) -> bool:
+        """Whether the dense pipeline gets no more right than guessing would, by every metric."""
+        figures = self.baseline.quality
+        return bool(figures) and all(
+            is_at_chance(metric, quality) for metric, quality in figures.items()
+        )
 
     def describe_undetermined(self) -> tuple[str, ...]:
         """Return why quality is undetermined, in words; empty when it is determined."""

@@ -8,12 +8,13 @@ from typing import Any
 
 from mmcompress.data.base import Dataset
 from mmcompress.data.open_dataset import open_dataset, read_all_lookup_texts
-from mmcompress.errors import DataError
+from mmcompress.errors import DataError, SpecError
 from mmcompress.export.bundle import BundleContents, record_proofs, write_bundle
 from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import require_proofs
 from mmcompress.graph.inputs import make_request
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import find_unjoined_encoders
 from mmcompress.metrics.answers import answer_pairs
 from mmcompress.models.sources import load_models, pin_sources
@@ -65,6 +66,7 @@ def export_dense(
         raise DataError(f"{folder}: not empty; choose another --out")
     spec, _ = pin_sources(load_spec(spec_path, overrides, for_export=True), {})
     on_progress("export", f"{spec.name}: {len(spec.list_model_nodes())} models", None)
+    _require_texts_of_lookups(spec)
     data = open_dataset(spec.data)
     models = load_models(spec)
     on_progress("export", "writing and proving the graphs", 0.2)
@@ -115,4 +117,17 @@ def _look_at_answers(
                 "export",
                 f"{node}: {counts.describe()}: look at the model, its processor and the data",
                 None,
+            )
+
+
+def _require_texts_of_lookups(spec: Spec) -> None:
+    """Raise `SpecError` where a lookup would search texts that were only drawn."""
+    if spec.data.kind != DRAWN_DATA:
+        return
+    for name, node in spec.nodes.items():
+        list_option = get_kind(node.kind).list_option
+        if list_option and not node.get_option(list_option, ""):
+            raise SpecError(
+                f"nodes.{name}.{list_option}: name a file of texts, or `data` in the spec: there "
+                "is nothing else that this node could search"
             )

@@ -53,6 +53,9 @@ from mmcompress.workspace.folder import RunFolder
 MIN_TARGET_SHARE_OF_DENSE = 0.01
 """Target / dense latency that forecasts go down to."""
 
+MIN_TOLD_LATENESS = 0.05
+"""Share of `--max-time` by which a run may end late without a word."""
+
 
 @dataclass(kw_only=True)
 class PacedRun:
@@ -175,6 +178,11 @@ class PacedRun:
             return self._add_cuts(reach(planned_run))
         finally:
             self.targets_left -= 1
+            late_seconds = -self._count_seconds_left()
+            if not self.targets_left and late_seconds > MIN_TOLD_LATENESS * self.max_seconds:
+                took = format_duration(self.max_seconds + late_seconds)
+                given = format_duration(self.max_seconds)
+                run.on_progress("time", f"the run took {took}, --max-time was {given}", None)
 
     def _plan_target(self, run: RunContext) -> RunContext:
         """Return the run with the work that fits its part of the time."""
@@ -318,8 +326,9 @@ class PacedRun:
             rest += forecast.training
         else:
             rest -= forecast.export
-        rest = min(rest, max(self.ends_at - self.clock.read_seconds(), 0.0))
         text = f"about {format_duration(rest)} left for this artifact"
+        if rest > self.ends_at - self.clock.read_seconds():
+            text += ": it will end after --max-time"
         if self.targets_left > 1:
             others = (self.targets_left - 1) * forecast.total
             text += f", and {format_duration(others)} for the targets after it"

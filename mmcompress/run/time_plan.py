@@ -214,9 +214,9 @@ def require_enough_time(least: LeastTime, seconds_left: float, *, max_seconds: f
             f"{format_duration(least.total)}. The run goes on with it, and may end late"
         )
     given_text = format_duration(max_seconds)
-    left_text = format_duration(seconds_left)
+    left_text = format_duration(seconds_left) if seconds_left > 0 else "none"
     # Loading takes its time, too.
-    spent = "" if left_text == given_text else f"{left_text} of it are left: "
+    spent = "" if left_text == given_text else f"{left_text} of it left: "
     raise SpecError(
         f"--max-time {given_text}: too short: {spent}the dense pipeline alone takes "
         f"about {format_duration(least.preparation)}, and the least artifact "
@@ -248,7 +248,11 @@ def describe_cuts(wanted: RoundWork, planned: RoundWork) -> tuple[str, ...]:
         asked: int = getattr(wanted, field_name)
         count: int = getattr(planned, field_name)
         if count < asked:
-            cuts.append(f"{count} {name} in place of {asked}")
+            one_or_more = name
+            if count == 1:
+                one_or_more = name.replace("switches", "switch").replace("structures", "structure")
+                one_or_more = one_or_more.removesuffix("s")
+            cuts.append(f"{count} {one_or_more} in place of {asked}")
     return tuple(cuts)
 
 

@@ -51,13 +51,15 @@ MIN_USED_TARGET_SHARE = 0.95
 
 def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return what to know before trusting or deploying the result, each with its reason."""
-    warnings = [
+    warnings = [] if summary.target.met else [_explain_miss(summary)]
+    warnings += [
         *_warn_of_skipped_steps(summary),
         *_warn_of_lost_quality(summary),
         *warn_of_time_cuts(summary),
         *_warn_of_wide_intervals(summary),
         *_warn_of_unseen_loss(summary),
         *_warn_of_weak_metrics(summary),
+        *_warn_of_chance(summary),
         *_warn_of_uninformative_answers(summary),
         *_warn_of_collapsed_answers(summary),
         *_warn_of_long_inputs(summary),
@@ -73,8 +75,6 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
         *_warn_of_uncertain_latency(summary),
         *_warn_of_predicted_latency(summary),
     ]
-    if not summary.target.met:
-        warnings.append(_explain_miss(summary))
     return tuple(warnings)
 
 
@@ -162,6 +162,20 @@ def _warn_of_weak_metrics(summary: Summary) -> list[str]:
             "'agreement' with the dense pipeline may say more (metrics)"
         )
     return warnings
+
+
+def _warn_of_chance(summary: Summary) -> list[str]:
+    """Warn of a dense pipeline that only guesses."""
+    if not summary.is_dense_at_chance:
+        return []
+    figures = ", ".join(
+        f"{metric} {quality.value:.1%} of {quality.n}"
+        for metric, quality in summary.baseline.quality.items()
+    )
+    return [
+        f"the dense pipeline does no better than guessing here ({figures}). What is retained of it "
+        "says nothing: take models that know such data, or more test pairs"
+    ]
 
 
 def _warn_of_uninformative_answers(summary: Summary) -> list[str]:

@@ -7,7 +7,9 @@ needs only what they depend on.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import importlib.util
+import json
 import shlex
 import shutil
 import sysconfig
@@ -28,7 +30,7 @@ from mmcompress.runtime.environment import BYTES_PER_MB
 from mmcompress.search.cluster_nodes import list_runtime_env, list_versions
 from mmcompress.spec.schema import RuntimeEnv
 from mmcompress.version import PACKAGE_FOLDER
-from mmcompress.workspace.folder import LOCK_FILE
+from mmcompress.workspace.folder import LOCK_FILE, RunFolder
 
 SPEC_FILE = "spec.yaml"
 """The spec in the working folder of a job."""
@@ -58,6 +60,15 @@ EMBEDDED_WEIGHTS = "*.safetensors"
 MAX_UPLOAD_MB = 100
 """Megabytes that go along with a job: code, and no data."""
 
+
+STOPPED_EXIT_CODE = 143
+"""Exit code of a job that was stopped: that of a process which SIGTERM ended."""
+
+SETTINGS_KEY = "mmcompress_settings"
+"""Key of a job's metadata: a hash of the spec and the space that it was sent with."""
+
+REFUSED_TOKEN = ("Unauthorized", "Forbidden", "Authentication")
+"""Words of a job server that does not let somebody in."""
 
 NOTHING_PREPARED = RuntimeEnv()
 """What Ray prepares on the nodes where a spec asks for nothing."""
@@ -168,8 +179,15 @@ def submit_run(
         client = connect_to_server(address)
         earlier = _list_jobs_of_folder(client, target_folder)
         running = [job for job in earlier if not job.status.is_terminal()]
+        settings = _hash_settings(spec, Path(space))
         if running:
             job_id = str(running[0].submission_id)
+            sent_settings = (running[0].metadata or {}).get(SETTINGS_KEY, settings)
+            if sent_settings != settings:
+                raise ClusterError(
+                    f"job {job_id} runs in {target_folder} with other settings: follow it by "
+                    f"`mmcompress job logs {job_id}`, stop it first, or name another --out"
+                )
             log.write(f"job {job_id} runs in this folder already; this is its log\n")
         else:
             job_id = _submit_job(
@@ -177,13 +195,19 @@ def submit_run(
                 entrypoint=_make_command_line(target_folder, resume=resume or bool(earlier)),
                 work_folder=work_folder,
                 package=package,
-                target_folder=target_folder,
+                metadata={FOLDER_KEY: str(target_folder), SETTINGS_KEY: settings},
                 runtime_env=runtime_env,
             )
             log.write(f"job {job_id}\n")
         log.flush()
         tell_job(job_id)
         return follow_job(client, job_id, log=log)
+
+
+def _hash_settings(spec: SpecDocument, space: Path) -> str:
+    """Return a hash of what a run is asked for."""
+    text = json.dumps(spec, sort_keys=True, default=str) + space.read_text(encoding="utf-8")
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _list_jobs_of_folder(client: JobSubmissionClient, folder: Path) -> list[JobDetails]:
@@ -207,7 +231,7 @@ def _submit_job(
     entrypoint: str,
     work_folder: Path,
     package: Path,
-    target_folder: Path,
+    metadata: dict[str, str],
     runtime_env: RuntimeEnv,
 ) -> str:
     """Send a job; return its id. A cluster that has just begun is waited for.
@@ -226,7 +250,7 @@ def _submit_job(
             return client.submit_job(
                 entrypoint=entrypoint,
                 runtime_env=environment,
-                metadata={FOLDER_KEY: str(target_folder)},
+                metadata=metadata,
             )
         except RuntimeError as error:
             if NO_AGENT_YET not in str(error) or time.monotonic() > give_up_at:
@@ -254,6 +278,8 @@ def follow_job(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> int:
         exit_code = client.get_job_info(job_id).driver_exit_code
     except (RuntimeError, OSError) as error:
         raise _make_log_error(job_id, hide_password(str(error))) from error
+    if status == JobStatus.STOPPED:
+        return STOPPED_EXIT_CODE
     if exit_code is None:
         return 0 if status == JobStatus.SUCCEEDED else 1
     return exit_code
@@ -307,6 +333,12 @@ def fetch_result(client: JobSubmissionClient, job_id: str, *, out: Path) -> Path
     return out
 
 
+def is_fetched_whole(folder: Path) -> bool:
+    """Return whether a run folder that was copied holds a finished run."""
+    run_folder = RunFolder(path=folder)
+    return run_folder.summary.exists() or bool(run_folder.list_finished_subfolders())
+
+
 def connect_to_server(address: str) -> JobSubmissionClient:
     """Connect to a job server.
 
@@ -322,7 +354,15 @@ def connect_to_server(address: str) -> JobSubmissionClient:
         return JobSubmissionClient(address)
     except (OSError, RuntimeError, RayError) as error:
         reason = hide_password(str(error)).splitlines()[0]
-        raise ClusterError(f"no job server answers at {shown_address}: {reason}") from error
+        if any(word in reason for word in REFUSED_TOKEN):
+            raise ClusterError(
+                f"the job server at {shown_address} does not let this machine in ({reason}): "
+                "export RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, a file with its token"
+            ) from error
+        raise ClusterError(
+            f"no job server answers at {shown_address}: is the head of the cluster up, and its "
+            f"dashboard reached from here? ({reason})"
+        ) from error
 
 
 def list_missing_folders(spec: SpecDocument) -> list[str]:

@@ -39,4 +39,13 @@ def require_known_options(options: RunOptions) -> None:
     choices = RunOptions.__annotations__
     for name in options:
         if name not in choices:
-            raise TypeError(f"unknown option '{name}'; {suggest_nearest(name, choices)}")
+            hint = suggest_nearest(name, choices)
+            raise TypeError(
+                f"unknown option '{name}'; {hint}; keys of the spec go into overrides: "
+                f"overrides={{'{name}': ...}}"
+            )
+    overrides = options.get("overrides")
+    if overrides is not None and not isinstance(overrides, dict):
+        raise TypeError(
+            f"overrides: expected a mapping such as {{'search.trials': 8}}, got {overrides!r}"
+        )
