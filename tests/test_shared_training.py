@@ -31,16 +31,16 @@ def read_until_checkpoint(process, out):
     lines = []
     for line in process.stdout:
         lines.append(line)
-        written = list(
-            RunFolder(path=out).shared_training.glob("training/checkpoint_*/*.safetensors")
-        )
-        if written and line.startswith("step"):
+        # Ray lists a checkpoint here once it is whole.
+        written = RunFolder(path=out).shared_training / "training/checkpoint_manager_snapshot.json"
+        if written.exists() and line.startswith("step"):
             return
     raise AssertionError("".join(lines))
 
 
 def read_to_the_end(process):
     lines = list(process.stdout)
+    process.stdout.close()
     assert process.wait(timeout=120) == 0, "".join(lines)
     return "".join(lines)
 
