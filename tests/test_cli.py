@@ -498,3 +498,19 @@ def test_a_usage_error_is_none_of_the_code(capfd):
     with pytest.raises(SystemExit) as ended:
         main.main(["run", "--bogus"])
     assert ended.value.code == 2 and "unexpected" not in capfd.readouterr().err
+
+
+def test_names_of_commands_are_completed_without_importing_them():
+    code = (
+        "import sys\n"
+        "for m in ('torch', 'altair', 'vl_convert', 'optuna', 'ray'): sys.modules[m] = None\n"
+        "from click.shell_completion import ShellComplete\n"
+        "from mmcompress.cli import main\n"
+        "from click.testing import CliRunner\n"
+        "complete = ShellComplete(main, {}, 'mmcompress', '_MMCOMPRESS_COMPLETE')\n"
+        "names = [item.value for item in complete.get_completions([], 're')]\n"
+        "assert names == ['report'], names\n"
+        "for name in ('report', 'compare-runs'):\n"
+        "    assert CliRunner().invoke(main, [name, '--help']).exit_code == 0, name\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -9,9 +9,11 @@ from click.testing import CliRunner
 from made_summary import make_summary
 
 from mmcompress.cli import main
+from mmcompress.cli.compare_runs import list_blind_spots
 from mmcompress.report.charts.run_fronts import draw_run_fronts, list_front
 from mmcompress.report.compare_runs import name_devices
-from mmcompress.results.records import Bound
+from mmcompress.results.records import Bound, is_at_chance
+from mmcompress.results.run_differences import AllowedDifferences, RunDifference
 from mmcompress.stats import Quality
 from mmcompress.storage import write_record
 
@@ -157,3 +159,39 @@ def test_a_front_holds_what_no_other_trial_beats():
     assert [share for share, _ in front] == sorted(share for share, _ in front)
     assert "<svg" in draw_run_fronts({"a": REFERENCE, "b": REFERENCE})
     assert draw_run_fronts({"a": replace(REFERENCE, trials=())}) == ""
+
+
+def test_limits_below_the_noise_and_unknown_quality_are_warned_of():
+    guessed = {"image_to_text_r1": Quality(value=0.1, low=0.0, high=0.4, n=9)}
+    first = make_summary()
+    side = replace(first.baseline, quality=guessed)
+    runs = {"a": first, "b": replace(first, baseline=side)}
+    difference = RunDifference(
+        latency=0.01,
+        latency_margin=0.075,
+        drops={"m": 0.0},
+        drop_margins={"m": 0.2},
+        problems=(),
+    )
+    told = list_blind_spots(
+        runs, {"b": difference}, allowed=AllowedDifferences(latency=0.03, drop=0.01)
+    )
+    assert len(told) == 3
+    assert "known to ± 7.5% only" in told[0] and "± 20.0 points" in told[1]
+    assert told[2].startswith("b: its quality is undetermined")
+    assert list_blind_spots({"a": first}, {}, allowed=AllowedDifferences()) == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "low", "count", "guesses"),
+    [
+        ("image_to_text_r1", 1 / 9, 0.02, 9, True),
+        ("image_to_text_r1", 0.92, 0.90, 1000, False),
+        ("text_to_image_r5", 0.6, 0.45, 9, True),
+        ("caption_exact_match", 0.0, 0.0, 100, True),
+        ("caption_exact_match", 0.1, 0.05, 100, False),
+    ],
+)
+def test_figures_of_guessing_are_known(metric, value, low, count, guesses):
+    quality = Quality(value=value, low=low, high=1.0, n=count)
+    assert is_at_chance(metric, quality) is guesses

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from mmcompress.cli import main
-from mmcompress.errors import DataError
+from mmcompress.errors import DataError, SpecError
 from mmcompress.metrics.answers import Answers
 from mmcompress.run.export_dense import export_dense
 from mmcompress.runtime.graph import load_bundle
@@ -135,3 +135,38 @@ def test_a_folder_that_holds_something_is_refused(write_spec, tmp_path):
     with pytest.raises(DataError, match="not empty; choose another --out"):
         export_dense(write_spec(ONE_TEXT_ENCODER), tmp_path / "b")
     assert [path.name for path in (tmp_path / "b").iterdir()] == ["mine.txt"]
+
+
+WITH_LOOKUP = """\
+name: search
+inputs: {text: text}
+nodes:
+  sentence: {kind: text_encoder, source: ./clip, inputs: {text: text}}
+  find: {kind: lookup, inputs: {query: sentence.embedding}}
+outputs: {found: find.best}
+"""
+
+
+def test_a_lookup_without_texts_is_not_exported_with_drawn_ones(write_spec, tmp_path):
+    with pytest.raises(SpecError, match=r"nodes\.find\.texts: name a file of texts, or `data`"):
+        export_dense(write_spec(WITH_LOOKUP), tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_text_is_given_as_it_is_or_by_a_file(write_spec, tmp_path, monkeypatch):
+    bundle = tmp_path / "b"
+    export_dense(write_spec(ONE_TEXT_ENCODER), bundle)
+    (tmp_path / "q.txt").write_text("a red bar\n")
+    monkeypatch.chdir(tmp_path)
+
+    def predict(value):
+        done = CliRunner().invoke(main, ["predict", str(bundle), "--input", f"text={value}"])
+        assert done.exit_code == 0, done.output
+        return json.loads(done.stdout), done.stderr
+
+    literal, told = predict("q.txt")
+    assert "@q.txt reads the file" in told
+    read, told = predict("@q.txt")
+    assert read == predict("a red bar")[0] != literal and not told
+    done = CliRunner().invoke(main, ["predict", str(bundle), "--input", "text=@none.txt"])
+    assert done.exit_code == 2 and "none.txt: can't be read" in done.output

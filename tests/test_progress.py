@@ -93,3 +93,34 @@ def test_a_finished_run_is_told_in_the_form_that_was_asked_for(tiny, run_folder,
     events = [json.loads(line) for line in done.stdout.splitlines()]
     assert events[-1]["event"] == "result" and events[-1]["met"] is True
     assert events[-1]["bundle"] == str(folder / "bundle")
+
+
+@pytest.mark.parametrize(
+    ("error", "word"), [(KeyboardInterrupt, "interrupted"), (OSError, "failed")]
+)
+def test_a_stage_that_an_error_ends_is_not_called_done(monkeypatch, error, word):
+    text = io.StringIO()
+    monkeypatch.setattr(console, "err", Console(file=text, force_terminal=True, width=200))
+    seconds = iter(range(0, 5000, 5))
+    with (
+        pytest.raises(error),
+        console.Progress(read_seconds=lambda: float(next(seconds))) as on_progress,
+    ):
+        on_progress("search", "trial 1", 0.1)
+        raise error
+    assert "done" not in text.getvalue() and f"{word}" in text.getvalue()
+
+
+def test_a_terminal_breaks_lines_between_words(monkeypatch):
+    text = io.StringIO()
+    terminal = Console(file=text, force_terminal=True, width=60, color_system=None)
+    monkeypatch.setattr(console, "err", terminal)
+    monkeypatch.setattr(console, "LiveView", lambda *parts: None)
+    message = "the run will take about 2.7 GB of memory and 200 MB of disk, and up to 2 GB besides"
+    with console.Progress(read_seconds=lambda: 0.0) as on_progress:
+        on_progress.view = None
+        on_progress("check", message, None)
+    first, *others = [line.rstrip() for line in text.getvalue().splitlines() if line.strip()]
+    told = [first.partition("check")[2], *others]
+    assert " ".join(part.strip() for part in told) == message
+    assert others and all(line.startswith(" " * 20) for line in others)

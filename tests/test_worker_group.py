@@ -29,7 +29,7 @@ def train(spec, folder, count, losses):
 
 
 @pytest.mark.parametrize("losses", [{}, {"hidden": 1.0, "cross": 1.0}], ids=["usual", "blocks"])
-@pytest.mark.slow
+@pytest.mark.very_slow
 def test_two_processes_train_as_one_does(tiny, tmp_path, losses):
     """Shares of 4 and 5 pairs: the losses of 50 steps, those that compare pairs included."""
     alone, alone_weights = train(tiny / "spec.yaml", tmp_path / "one", 1, losses)
