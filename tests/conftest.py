@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,9 @@ def write_tiny(folder: Path, seed: int = 0, *, layers: int = 1) -> None:
     (folder / "clip" / "open_clip_config.json").write_text(text)
     captioner.save_pretrained(folder / "captioner")
 
+
+# As in an environment that is activated: messages name the command alone.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 SPEC = """\
 name: tiny

@@ -14,7 +14,7 @@ import pytest
 
 from mmcompress.errors import BundleError, DataError
 from mmcompress.runtime import graph
-from mmcompress.runtime.bundle import hash_file
+from mmcompress.runtime.bundle import hash_file, read_manifest
 from mmcompress.runtime.graph import load_bundle
 
 MUTATIONS = 400
@@ -212,3 +212,18 @@ def test_a_mutated_manifest_gives_a_working_bundle_or_a_bundle_error(bundle, man
         slowest = max(slowest, time.process_time() - start)
     assert slowest < MAX_SECONDS
     assert outcomes["answer"] > 20 and outcomes["refused"] > 100, outcomes
+
+
+def test_a_folder_that_is_no_bundle_names_the_one_that_may_be_meant(tmp_path):
+    with pytest.raises(BundleError, match=r"there is no such folder$"):
+        read_manifest(tmp_path / "none")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(BundleError, match=r"it holds no manifest\.json$"):
+        read_manifest(tmp_path / "run")
+    finished = tmp_path / "run/earlier/bundle"
+    finished.mkdir(parents=True)
+    (finished / "manifest.json").write_text("{}")
+    with pytest.raises(BundleError, match=f"did you mean {finished}"):
+        read_manifest(tmp_path / "run/bundle")
+    with pytest.raises(BundleError, match=f"did you mean {finished}"):
+        read_manifest(tmp_path / "run/earlier")

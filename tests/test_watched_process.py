@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from mmcompress.cli import watched_process
+from mmcompress.cli.program_name import name_program
 from mmcompress.cli.watched_process import is_watched
 
 CHILD = """
@@ -22,6 +24,7 @@ with tell_watcher():
 PARENT = """
 import subprocess, sys
 from mmcompress.cli import watched_process
+from mmcompress.cli.program_name import name_program
 start = subprocess.Popen
 class Child(start):
     def __init__(self, command, **options):
@@ -114,3 +117,10 @@ def test_a_child_whose_parent_is_killed_ends_as_after_sigterm():
         child = int(process.stdout.readline())
         process.kill()
     assert is_gone_within(20, child)
+
+
+def test_a_line_to_copy_names_the_program_as_it_is_found(monkeypatch, tmp_path):
+    assert name_program() == "mmcompress"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    program = Path(name_program())
+    assert program.resolve() == (Path(sys.executable).parent / "mmcompress").resolve()

@@ -20,6 +20,7 @@ from click.shell_completion import CompletionItem
 from rich.markup import escape
 
 from mmcompress.cli.console import err
+from mmcompress.cli.program_name import name_program
 from mmcompress.cli.watched_process import is_watched, run_watched, tell_watcher
 from mmcompress.errors import MmcompressError, find_disk_error
 from mmcompress.registry import name_missing_packages, resolve_entry
@@ -181,7 +182,7 @@ class LazyGroup(click.Group):
         arguments = list(self.arguments)
         if "--resume" not in arguments:
             arguments.append("--resume")
-        return f"; go on with: {shlex.join(['mmcompress', *flags, *arguments])}"
+        return f"; go on with: {shlex.join([name_program(), *flags, *arguments])}"
 
 
 def _shows_tracebacks(context: click.Context) -> bool:

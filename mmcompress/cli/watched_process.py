@@ -20,6 +20,8 @@ from types import FrameType
 
 import yaml
 
+from mmcompress.cli.program_name import name_program
+
 WATCHED_COMMANDS = ("run", "compare", "ablate")
 """Commands that search, and so may use Ray."""
 
@@ -99,7 +101,7 @@ def run_watched(arguments: Sequence[str], *, flags: Sequence[str] = ()) -> int:
     again = list(arguments) if "--resume" in arguments else [*arguments, "--resume"]
     print(
         f"the process of the run died ({_describe_death(code)}); nothing that was finished is lost;"
-        f" go on with: {shlex.join(['mmcompress', *again])}",
+        f" go on with: {shlex.join([name_program(), *again])}",
         file=sys.stderr,
         flush=True,
     )

@@ -67,7 +67,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     """
     path = Path(folder) / "manifest.json"
     if not path.is_file():
-        raise BundleError(f"{folder}: not a bundle: it holds no manifest.json")
+        reason = "it holds no manifest.json" if Path(folder).is_dir() else "there is no such folder"
+        raise BundleError(f"{folder}: not a bundle: {reason}{_suggest_bundle(Path(folder))}")
     try:
         manifest: Manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -84,6 +85,16 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise BundleError(f"{path}: damaged: {problem or 'format: expected a whole number'}")
     _check_file_names(path, manifest)
     return manifest
+
+
+def _suggest_bundle(folder: Path) -> str:
+    """Return the end of a message that names the bundle which may be meant; else nothing."""
+    # A run folder has its bundle in it. While a run makes another artifact, the finished one is
+    # set aside.
+    for place in (folder / "bundle", folder.parent / "earlier" / "bundle"):
+        if (place / "manifest.json").is_file():
+            return f"; did you mean {place}?"
+    return ""
 
 
 def _check_file_names(path: Path, manifest: Manifest) -> None:
