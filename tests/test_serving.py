@@ -8,6 +8,7 @@ import re
 import statistics
 import threading
 import time
+import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -71,5 +72,7 @@ def test_the_documented_server_answers_eight_clients(address, run_folder, record
     assert answers == [{"caption": expected[i % 10]} for i in range(REQUESTS)]
     record_property("p95_ms", statistics.quantiles(milliseconds, n=20)[-1])
     request = urllib.request.Request(address, data=b"no picture", method="POST")
-    with urllib.request.urlopen(request, timeout=60) as response:
-        assert "error" in json.load(response)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=60)
+    with refused.value as response:
+        assert response.code == 400 and "not a readable image" in json.load(response)["detail"]

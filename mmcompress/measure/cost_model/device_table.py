@@ -303,7 +303,7 @@ class _Stack:
     precision: str
     """Precision of their weights."""
 
-    def open(self, threads: int, scratch: Path) -> _OpenStack:
+    def load(self, threads: int, scratch: Path) -> _OpenStack:
         """Write the stack and open its session."""
         model = build_stack(self.block, self.copies)
         feed = make_random_feed(model)
@@ -338,11 +338,11 @@ def _time_blocks(stacks: Sequence[_Stack], *, threads: int, scratch: Path) -> li
     Stacks are called in turn. So all sizes meet the same pace of the machine. Each finds its
     weights out of the nearest caches, as it does inside a pipeline.
     """
-    empty_stack = replace(stacks[0], copies=0, precision="fp32").open(threads, scratch)
+    empty_stack = replace(stacks[0], copies=0, precision="fp32").load(threads, scratch)
     block_ms: list[float] = []
     turn: list[_OpenStack] = []
     for stack in stacks:
-        open_stack = stack.open(threads, scratch)
+        open_stack = stack.load(threads, scratch)
         size_bytes = sum(other.size_bytes for other in turn) + open_stack.size_bytes
         if turn and size_bytes > MAX_BYTES_IN_TURN:
             block_ms += _time_turn(turn, empty_stack)
