@@ -166,6 +166,7 @@ def test_a_text_is_given_as_it_is_or_by_a_file(write_spec, tmp_path, monkeypatch
 
     literal, told = predict("q.txt")
     assert "@q.txt reads the file" in told
+    assert predict("a red bar " * 60)[1] == "", "longer than any name of a file"
     read, told = predict("@q.txt")
     assert read == predict("a red bar")[0] != literal and not told
     done = CliRunner().invoke(main, ["predict", str(bundle), "--input", "text=@none.txt"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -83,7 +84,8 @@ def _read_text(name: str, value: str) -> str:
             return Path(value[1:]).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"--input {name}: {value[1:]}: can't be read: {error}") from error
-    if Path(value).is_file():
+    # Unlike Path.is_file, it takes a text that is too long for a name.
+    if os.path.isfile(value):
         err.print(
             f"[yellow]--input {escape(name)}: '{escape(value)}' is taken as the text itself; "
             f"@{escape(value)} reads the file[/yellow]",

@@ -206,7 +206,7 @@ def _read_field(fields: Fields, keys: tuple[str, ...], *, place: str) -> str:
         if isinstance(value, list):
             raise DataError(f"{place}: '{key}' is a list; one {keys[0]} a row is what is read")
     for key in keys:
-        if fields.get(key) == "" or isinstance(fields.get(key), str):
+        if isinstance(fields.get(key), str):
             raise DataError(f"{place}: '{key}' is empty: fill it in, or take the row out")
     names = [str(key) for key in fields]
     cure = ""

@@ -237,22 +237,18 @@ def forecast_preparation(pace: Pace) -> float:
 def describe_cuts(wanted: RoundWork, planned: RoundWork) -> tuple[str, ...]:
     """Return what a plan has less of than was wanted, in words."""
     names = {
-        "trials": "trials",
-        "level_switches": "level switches",
-        "linearization_rounds": "linearization rounds",
-        "short_finetunings": "short trainings",
-        "attempts": "structures measured before the training at most",
+        "trials": ("trial", "trials"),
+        "level_switches": ("level switch", "level switches"),
+        "linearization_rounds": ("linearization round", "linearization rounds"),
+        "short_finetunings": ("short training", "short trainings"),
+        "attempts": ("measured structure at most", "measured structures at most"),
     }
     cuts = []
-    for field_name, name in names.items():
+    for field_name, (one, several) in names.items():
         asked: int = getattr(wanted, field_name)
         count: int = getattr(planned, field_name)
         if count < asked:
-            one_or_more = name
-            if count == 1:
-                one_or_more = name.replace("switches", "switch").replace("structures", "structure")
-                one_or_more = one_or_more.removesuffix("s")
-            cuts.append(f"{count} {one_or_more} in place of {asked}")
+            cuts.append(f"{count} {one if count == 1 else several} in place of {asked}")
     return tuple(cuts)
 
 

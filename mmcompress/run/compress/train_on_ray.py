@@ -43,7 +43,7 @@ from mmcompress.models.base import Model
 from mmcompress.models.device import place_models
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.runtime.environment import BYTES_PER_GB
-from mmcompress.runtime.progress import StageProgress
+from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.search.executors import ExecutorSettings
 from mmcompress.search.ray_executor import describe_resources, use_ray
 from mmcompress.spec.schema import Spec, TrainingResources
@@ -194,7 +194,7 @@ def _pack(
         validation=inputs.validation,
         options=replace(
             options,
-            progress=_ignore,
+            progress=ignore_progress,
             checkpoint=None,
             history=None if options.history is None else Path(options.history.name),
         ),
@@ -203,10 +203,6 @@ def _pack(
         store_folder=run.shared.teacher_outputs,
         store_bytes=int(run.spec.distill.store_gb * BYTES_PER_GB),
     )
-
-
-def _ignore(message: str, share: float | None) -> None:
-    """Take no notice of a message."""
 
 
 def _fit(
