@@ -36,6 +36,7 @@ REMADE = (
     "sensitivity",
     "sensitivity_tensors",
     "reference_runs",
+    "node_corrections",
     "teacher_texts",
     "interaction_factors",
     "short_finetunings",
@@ -57,6 +58,7 @@ GIVEN = ("spec", "format", "space")
 
 HARMLESS = {
     ("reference_runs", "mapping"),
+    ("node_corrections", "mapping"),
     ("teacher_texts", "mapping"),
     ("interaction_factors", "mapping"),
     ("training_history", "list"),

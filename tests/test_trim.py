@@ -30,12 +30,14 @@ def refuse_to_search(run, sensitivity):
 def stash_at(tiny, run_folder, machine, tmp_path):
     """`stash_at(share)`: the finished run, set aside with this latency / target; and what is prepared."""
 
-    def make(share, *, machine_speed_factor=1.0):
+    def make(share, *, machine_speed_factor=1.0, trained_steps=0):
         out = tmp_path / "r"
         shutil.copytree(run_folder, out)
         run = open_run(tiny / "spec.yaml", out, resume=True, **machine)
         prepared = prepare_run(run)
         run = prepared.run
+        if trained_steps:
+            train_artifact(run, prepared, steps=trained_steps)
         run = replace(run, spec=replace(run.spec, distill=replace(run.spec.distill, steps=6)))
         summary = read_record(Summary, out / "summary.json")
         latency = summary.compressed.latency_ms
@@ -51,6 +53,14 @@ def stash_at(tiny, run_folder, machine, tmp_path):
         return run, prepared
 
     return make
+
+
+def train_artifact(run, prepared, *, steps):
+    """Train the structure of a finished run anew, long enough for its weights to be worth keeping."""
+    fitted = read_record(FittedStructure, run.folder.fitted)
+    run = replace(run, spec=replace(run.spec, distill=replace(run.spec.distill, steps=steps)))
+    run.folder.units.unlink()
+    compress_pipeline(run, prepared, fitted=fitted)
 
 
 def test_units_are_only_taken_off_after_a_small_miss(stash_at):
@@ -82,7 +92,7 @@ def test_a_miss_on_a_slow_machine_counts_as_it_is_in_the_long_run(stash_at, fact
 
 @pytest.mark.slow
 def test_what_is_left_is_trained_a_third_as_long_at_a_third_of_the_rate(stash_at):
-    run, prepared = stash_at(1.03)
+    run, prepared = stash_at(1.03, trained_steps=60)
     before = json.loads(run.folder.stash.training_history.read_text())
     fitted = fit_structure(run, prepared, open_proposals=refuse_to_search)
     made = compress_pipeline(run, prepared, fitted=fitted, earlier=run.folder.find_stash())
@@ -112,7 +122,7 @@ def test_only_what_exceeds_both_margins_is_learned_of_a_fit(stash_at):
     stored = read_record(FittedStructure, run.folder.stash.fitted)
     share = stored.measured_ms / stored.target_ms
     attempt = replace(stored.attempts[-1], margin=0.01)
-    fitted = replace(stored, attempts=(attempt,), final_to_fitted=1.0)
+    fitted = replace(stored, attempts=(attempt,), final_to_fitted=1.0, writing_factor=1.0)
     assert fitted.next_final_to_fitted(1.02 * share, margin=0.015) == 1.0
     assert fitted.next_final_to_fitted(0.98 * share, margin=0.015) == 1.0
     learned = fitted.next_final_to_fitted(1.06 * share, margin=0.015)

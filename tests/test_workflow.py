@@ -34,6 +34,7 @@ from mmcompress.run.approach_target import (
 from mmcompress.run.compress.restart import StartChoice, choose_start
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure, FitTolerances
 from mmcompress.run.next_artifact import (
+    LONGER_WRITING_FACTOR,
     Artifact,
     ArtifactLimits,
     Done,
@@ -671,6 +672,7 @@ def test_what_a_fit_accepts_leaves_room_for_its_error_at_both_ends(margin):
         benchmark=benchmark,
         measured_ms=1.0,
         bounded_ms=1.0,
+        expected_ms=1.0,
     )
     kept_away = min(margin, MAX_ALLOWED_MARGIN)
     high, low = attempt.upper_share, attempt.lower_share(FitTolerances())
@@ -1034,7 +1036,11 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         r.goal.compute_target_ms(dense.latency_ms),
         r.goal.compute_p95_ratio(dense.latency_ms),
     )
-    p = build_problem(r, ev, predictor=replace(predict, p95_ratio=tail), budget_ms=AIMED_SHARE * ms)
+    # It is expected to write a little more than the dense pipeline.
+    expected = replace(predict, correction=LONGER_WRITING_FACTOR * predict.correction)
+    p = build_problem(
+        r, ev, predictor=replace(expected, p95_ratio=tail), budget_ms=AIMED_SHARE * ms
+    )
     fitted = moves.grow_to_budget(
         p,
         moves.cut_to_budget(p, winner, loss_increase=ev.estimate_loss_increase),

@@ -186,7 +186,7 @@ def _adopt_predictor(run: RunContext, earlier: RunFolder) -> None:
         raise DataError("the dense bundle was not taken over")
     if earlier.quantized.exists():
         _copy_folder(earlier.quantized, folder.quantized)
-    for name in ("reference_runs", "footprint"):
+    for name in ("reference_runs", "footprint", "node_corrections"):
         record: Path = getattr(earlier, name)
         if record.exists():
             _copy_file(record, getattr(folder, name))

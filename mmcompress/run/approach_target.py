@@ -23,6 +23,17 @@ MAX_ALLOWED_MARGIN = 0.02
 """Share of the target: the most that a structure stays below it for a measurement that may be off.
 """
 
+ALIKE_LATENCY_SHARE = 0.05
+"""Relative difference of two predictions up to which both are taken to err by the same factor. So
+the measurement of one structure tells of the other."""
+
+WEIGHT_OF_OTHERS = 0.5
+"""Weight of the measurement of another structure, against that of the structure itself."""
+
+CLEAR_MISS = 0.05
+"""Share of the target: how far a measurement lies outside the accepted range when no second look
+could bring it inside."""
+
 
 class Propose(Protocol):
     """Gives the structure to measure next."""
@@ -57,6 +68,9 @@ class ApproachOptions:
     dense_node_ms: dict[str, float] = field(default_factory=dict)
     """Milliseconds of each node of the dense pipeline. Without it, all nodes are corrected alike.
     """
+    learned_corrections: dict[str, float] = field(default_factory=dict)
+    """What earlier fits corrected the nodes of the same predictor by. The first prediction uses it.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +84,12 @@ class FitAttempt:
     benchmark: StructureBenchmark
     """The measurement."""
     measured_ms: float
-    """Milliseconds that the finished artifact is expected to take."""
+    """Milliseconds that the finished artifact is expected to take, by this measurement alone."""
     bounded_ms: float
     """The same; where a node exceeds its own limit, the target exceeded by the same ratio, if that
     is more."""
+    expected_ms: float
+    """As `bounded_ms`, with what was measured of structures of nearly the same latency."""
 
     @property
     def allowed_margin(self) -> float:
@@ -101,7 +117,7 @@ class FitAttempt:
 
     def compute_target_share(self, target_ms: float) -> float:
         """Return expected latency / target."""
-        return self.bounded_ms / target_ms
+        return self.expected_ms / target_ms
 
     def is_accepted(self, options: ApproachOptions) -> bool:
         """Return whether the structure lies just under the target."""
@@ -157,6 +173,8 @@ def approach_target(
     exhausted = False
     first_predictor = predictor
     node_corrections: dict[str, float] = {}
+    if options.learned_corrections:
+        predictor = first_predictor.correct_nodes(options.learned_corrections)
     for number in range(options.tolerances.max_attempts):
         trial = propose(predictor, budget_ms, attempt=options.first_attempt + number)
         if trial is None or any(
@@ -171,17 +189,15 @@ def approach_target(
                 benchmark=measure(trial.candidate, predicted_ms),
                 measured_ms=0.0,
                 bounded_ms=0.0,
+                expected_ms=0.0,
             )
         )
         # The reference runs have grown: all structures are compared at the same speed of the
         # machine.
         attempts = [_update_latency(attempt, options) for attempt in attempts]
+        attempts = expect_latencies(attempts, predictor, options=options)
         last = attempts[-1]
-        progress(
-            f"measured {last.bounded_ms:.2f} ms at the machine's pace of the profile, "
-            f"target {target_ms:.2f} ms, give or take {last.benchmark.margin:.1%}",
-            None,
-        )
+        progress(_describe_measurement(last, target_ms=target_ms), None)
         if last.is_accepted(options):
             exhausted = False
             break
@@ -207,6 +223,28 @@ def approach_target(
     )
 
 
+def is_clear_miss(target_share: float) -> bool:
+    """Return whether a measurement is so far off the target that another structure is needed.
+
+    Such a structure is not measured any longer: all it has to tell is the direction.
+
+    Args:
+        target_share: Measured latency / target.
+    """
+    return not MIN_TARGET_SHARE - CLEAR_MISS <= target_share <= 1 + CLEAR_MISS
+
+
+def _describe_measurement(attempt: FitAttempt, *, target_ms: float) -> str:
+    """Say what a structure measures, and what is expected where others were measured before."""
+    message = (
+        f"measured {attempt.bounded_ms:.2f} ms at the machine's pace of the profile, "
+        f"target {target_ms:.2f} ms, give or take {attempt.benchmark.margin:.1%}"
+    )
+    if attempt.expected_ms == attempt.bounded_ms:
+        return message
+    return f"{message}; {attempt.expected_ms:.2f} ms with the structures before"
+
+
 def _update_latency(attempt: FitAttempt, options: ApproachOptions) -> FitAttempt:
     """Return an attempt with its latency at the average speed of the machine so far."""
     benchmark = attempt.benchmark
@@ -214,6 +252,38 @@ def _update_latency(attempt: FitAttempt, options: ApproachOptions) -> FitAttempt
     measured_ms = options.final_to_fitted * long_run_ms
     bounded_ms = max(measured_ms, benchmark.worst_limit_ratio * options.target_ms)
     return replace(attempt, measured_ms=measured_ms, bounded_ms=bounded_ms)
+
+
+def expect_latencies(
+    attempts: list[FitAttempt], predictor: Predictor, *, options: ApproachOptions
+) -> list[FitAttempt]:
+    """Return the attempts with what is expected of each, from all measurements.
+
+    Two measurements of one structure differ by some percent. Between structures of nearly the same
+    latency the predictor hardly errs, so each of them tells of the others. With the predictions p
+    and the measurements m,
+
+        expected_i = p_i * exp(sum over j of w_ij * log(m_j / p_j) / sum over j of w_ij)
+
+    where w is 1 for the structure itself, `WEIGHT_OF_OTHERS` for those within
+    `ALIKE_LATENCY_SHARE` of its prediction, and else 0.
+    """
+    predictions = [predictor(attempt.trial.candidate) for attempt in attempts]
+    updated: list[FitAttempt] = []
+    for i, attempt in enumerate(attempts):
+        weighted_errors = 0.0
+        weights = 0.0
+        for j, other in enumerate(attempts):
+            weight = 1.0 if i == j else WEIGHT_OF_OTHERS
+            if abs(predictions[j] / predictions[i] - 1) <= ALIKE_LATENCY_SHARE:
+                weighted_errors += weight * math.log(other.measured_ms / predictions[j])
+                weights += weight
+        expected_ms = attempt.measured_ms
+        if weights > 1:
+            expected_ms = predictions[i] * math.exp(weighted_errors / weights)
+        limit_ms = attempt.benchmark.worst_limit_ratio * options.target_ms
+        updated.append(replace(attempt, expected_ms=max(expected_ms, limit_ms)))
+    return updated
 
 
 def _average_node_corrections(

@@ -23,6 +23,7 @@ from mmcompress.measure.devices.bundle_check import BundleCheck
 from mmcompress.results.records import ArtifactJournal, Summary, ValidationQuality
 from mmcompress.run.answers import SplitAnswers
 from mmcompress.run.fitted_structure import FittedStructure
+from mmcompress.run.learned_corrections import NodeCorrections
 from mmcompress.run.profile import Profile
 from mmcompress.run.unproved import FailedProof
 from mmcompress.runtime.bundle import read_manifest, verify_files
@@ -107,6 +108,7 @@ def check_shared_records(
         _check_bundle(checker, bundle, dependents=[folder.predictor])
     check_record(Footprint, folder.footprint)
     check_record(ReferenceRuns, folder.reference_runs)
+    check_record(NodeCorrections, folder.node_corrections)
     if is_sensitivity_stored(folder):
         files = [folder.sensitivity, folder.sensitivity_tensors]
         read = partial(_check_weight_file, folder.sensitivity_tensors)

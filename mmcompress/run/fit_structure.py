@@ -18,8 +18,10 @@ from mmcompress.run.approach_target import (
     FitAttempt,
     Propose,
     approach_target,
+    is_clear_miss,
 )
 from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
+from mmcompress.run.learned_corrections import NodeCorrections, read_node_corrections
 from mmcompress.run.next_artifact import ArtifactLimits, Retry, plan_artifact
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.resume import read_valid_structure
@@ -204,6 +206,7 @@ def fit_structure(
         reference_runs=run.shared.reference_runs,
         tolerances=tolerances or FitTolerances(),
         dense_node_ms={name: latency.p50 for name, latency in prepared.dense.nodes.items()},
+        learned_corrections=read_node_corrections(run.shared.node_corrections),
     )
     with open_proposals(run, prepared.sensitivity) as propose_any:
         propose = exclude_structures(propose_any, plan.excluded)
@@ -221,6 +224,8 @@ def fit_structure(
         )
     fitted = _record_fit(run, prepared, result=result, options=options, search_effort=effort)
     fitted = replace(fitted, writing_factor=plan.writing_factor)
+    if result.node_corrections:
+        write_record(run.shared.node_corrections, NodeCorrections(factors=result.node_corrections))
     write_record(run.folder.fitted, fitted)
     return fitted
 
@@ -250,13 +255,20 @@ def _approach_by_measuring(
 ) -> ApproachResult:
     """Approach the target by measuring structures on this machine."""
 
+    def is_clear_miss_ms(ms: float) -> bool:
+        return is_clear_miss(options.final_to_fitted * ms / options.target_ms)
+
     def measure_candidate(candidate: Candidate, predicted_ms: float) -> StructureBenchmark:
         with run.time_stage("fit"):
             run.on_progress(
                 "fit", f"measuring the best structure (predicted {predicted_ms:.2f} ms)", None
             )
             return measure_structure(
-                run, prepared.sensitivity, candidate=candidate, dense=prepared.dense
+                run,
+                prepared.sensitivity,
+                candidate=candidate,
+                dense=prepared.dense,
+                is_enough=is_clear_miss_ms,
             )
 
     return approach_target(
@@ -287,6 +299,7 @@ def _take_first_proposal(
         ),
         measured_ms=predicted_ms,
         bounded_ms=predicted_ms,
+        expected_ms=predicted_ms,
     )
     return ApproachResult(
         attempts=(attempt,), predictor=predictor, node_corrections={}, exhausted=False
@@ -304,7 +317,7 @@ def choose_attempt(attempts: tuple[FitAttempt, ...], options: ApproachOptions) -
         item for item in attempts if item.compute_target_share(target_ms) <= item.upper_share
     ]
     if not meeting_attempts:
-        return min(attempts, key=_get_bounded_ms)
+        return min(attempts, key=_get_expected_ms)
 
     def rank(attempt: FitAttempt) -> tuple[float, float]:
         missing = attempt.lower_share(options.tolerances) - attempt.compute_target_share(target_ms)
@@ -313,8 +326,8 @@ def choose_attempt(attempts: tuple[FitAttempt, ...], options: ApproachOptions) -
     return min(meeting_attempts, key=rank)
 
 
-def _get_bounded_ms(attempt: FitAttempt) -> float:
-    return attempt.bounded_ms
+def _get_expected_ms(attempt: FitAttempt) -> float:
+    return attempt.expected_ms
 
 
 def _record_fit(

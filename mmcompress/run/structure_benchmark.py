@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -105,7 +105,12 @@ class StructureBenchmark:
 
 
 def measure_structure(
-    run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate, dense: Profile
+    run: RunContext,
+    sensitivity: Sensitivity,
+    *,
+    candidate: Candidate,
+    dense: Profile,
+    is_enough: Callable[[float], bool] | None = None,
 ) -> StructureBenchmark:
     """Measure a structure as a whole export.
 
@@ -118,9 +123,13 @@ def measure_structure(
         sensitivity: Chooses the units that are kept and the blocks that stay in fp32.
         candidate: The structure.
         dense: The profile of the dense pipeline.
+        is_enough: Whether these milliseconds need not be known better. By default, a structure is
+            measured until its margin is small, or the time for it is over.
     """
     statistic = run.goal.statistic
-    samples = _bench_structure(run, sensitivity, candidate=candidate, dense=dense)
+    samples = _bench_structure(
+        run, sensitivity, candidate=candidate, dense=dense, is_enough=is_enough
+    )
     references = choose_references(candidate.precision, samples)
     structure = samples[STRUCTURE_NAME].summarize()
     reference = samples[DENSE_NAME].summarize()
@@ -137,8 +146,7 @@ def measure_structure(
             ratio=statistics.median(compute_reference_ratios(samples, references)),
             dense_ms=profiled_ms * tail / dense_tail,
         )
-        # A machine that is slower now is slower for both, though not equally.
-        ms *= profiled_ms / getattr(reference.latency, statistic)
+        ms = _scale_to_profile(run, samples, dense=dense)
 
     def get_node_ms(kind: BoundKind, node_name: str) -> float:
         return structure.nodes[node_name].p50
@@ -154,7 +162,12 @@ def measure_structure(
 
 
 def _bench_structure(
-    run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate, dense: Profile
+    run: RunContext,
+    sensitivity: Sensitivity,
+    *,
+    candidate: Candidate,
+    dense: Profile,
+    is_enough: Callable[[float], bool] | None,
 ) -> dict[str, Samples]:
     """Write the bundle of a structure and measure it in turn with the reference pipelines."""
     folder = run.folder.scratch
@@ -172,6 +185,8 @@ def _bench_structure(
     statistic = run.goal.statistic
 
     def is_certain(samples: Mapping[str, Samples]) -> bool:
+        if is_enough and is_enough(_scale_to_profile(run, samples, dense=dense)):
+            return True
         references = choose_references(candidate.precision, samples)
         return estimate_margin(samples, references, statistic=statistic) <= WANTED_MARGIN
 
@@ -188,6 +203,18 @@ def _bench_structure(
     )
     shutil.rmtree(folder, ignore_errors=True)
     return samples
+
+
+def _scale_to_profile(run: RunContext, samples: Mapping[str, Samples], *, dense: Profile) -> float:
+    """Return the milliseconds of a structure, for a speed-up at the pace of the profile."""
+    statistic = run.goal.statistic
+    ms: float = getattr(samples[STRUCTURE_NAME].summarize().latency, statistic)
+    if run.goal.kind != "speedup":
+        return ms
+    dense_ms: float = getattr(samples[DENSE_NAME].summarize().latency, statistic)
+    profiled_ms: float = getattr(dense.latency_ms, statistic)
+    # A machine that is slower now is slower for both, though not equally.
+    return ms * profiled_ms / dense_ms
 
 
 def choose_references(

@@ -34,8 +34,11 @@ from mmcompress.spec.schema import Limits, Spec
 from mmcompress.spec.space import Dimension, Space
 from mmcompress.workspace.context import RunContext, list_precisions
 
-AIMED_SHARE = 0.975
+AIMED_SHARE = 0.97
 """Share of the target that structures are searched for: what is made must not miss it by chance."""
+
+AIMED_LIMIT_SHARE = 0.975
+"""Share of every other limit that structures are searched for."""
 
 
 def build_problem(
@@ -126,7 +129,7 @@ def _make_predict(
     def predict_worst_ms(candidate: Candidate) -> float:
         worst_ms = predictor(candidate)
         for bound in list_bounds(limits, partial(predict_load, candidate)):
-            worst_ms = max(worst_ms, budget_ms * bound.value / (bound.limit * AIMED_SHARE))
+            worst_ms = max(worst_ms, budget_ms * bound.value / (bound.limit * AIMED_LIMIT_SHARE))
         return worst_ms
 
     return predict_worst_ms

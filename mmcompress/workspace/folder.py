@@ -149,6 +149,11 @@ class RunFolder:
         return self.path / "reference_runs.json"
 
     @property
+    def node_corrections(self) -> Path:
+        """How wrong the predictor was about each node, as the last fit measured it."""
+        return self.path / "node_corrections.json"
+
+    @property
     def quantized(self) -> Path:
         """The folder of the dense pipeline in other precisions, and of smaller ones."""
         return self.path / QUANTIZED_FOLDER

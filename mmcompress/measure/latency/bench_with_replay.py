@@ -47,7 +47,8 @@ def bench_with_replay(
         dense_ms: Milliseconds per request of the dense pipeline.
         benchmark: Does one job; default: `benchmark_in_subprocess`.
         is_certain: Whether what was observed is enough. Else quick pipelines are loaded again, up
-            to `MAX_LOADS` times. It must not look at the target. By default, it is enough.
+            to `MAX_LOADS` times. It must not favour what meets the target. By default, it is
+            enough.
 
     Returns:
         What was observed of each bundle, by name.
