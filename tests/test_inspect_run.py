@@ -168,14 +168,14 @@ def test_what_was_set_aside_is_never_read_or_set_aside_again(run):
 
 def test_an_artifact_that_was_being_moved_is_kept(run):
     """The run was killed when the artifact lay in a folder of its own, and nowhere else."""
-    unfinished = run.path / "earlier.new"
+    unfinished = run.path / "next.best"
     unfinished.mkdir()
-    for path in list(run._list_artifact()):
+    for path in run.list_artifact():
         path.rename(unfinished / path.name)
     run.study.unlink()
     assert any("was being moved" in found.fault for found in inspect_run(run.path))
     repair_run(run.path, tell=lambda text: None)
-    assert run.has_stash() and run.stash.has_bundle() and not unfinished.exists()
+    assert run.is_finished() and run.has_bundle() and not unfinished.exists()
 
 
 def test_a_folder_that_somebody_works_on_is_left_alone(run, tmp_path):

@@ -56,7 +56,7 @@ def test_of_two_artifacts_the_better_one_stays(run_fake, tmp_path, shares, losse
     assert compute_share(summary) == shares[kept - 1]
     folder = tmp_path / "r"
     assert load_summary(folder) == summary and read_kept_artifact(folder) == {str(kept)}
-    assert not (folder / "earlier").exists()
+    assert not (folder / "next").exists()
 
 
 def test_a_finished_run_makes_nothing_anew(run_fake):
@@ -83,6 +83,24 @@ def test_a_run_that_is_killed_goes_on_where_it_was(run_fake, stage, made):
     rest = replace(fake, interrupt="", calls=[])
     assert compute_share(run_fake(rest)) == 0.98
     assert rest.calls == ["prepare", *made, "report"]
+
+
+@pytest.mark.parametrize("stage", ["search", "train", "export", "evaluate"])
+def test_while_another_artifact_is_made_the_best_one_stays_in_its_place(run_fake, tmp_path, stage):
+    """Whoever stops a run has the finished bundle where it belongs."""
+
+    class Killed(FakeStages):
+        def _begin(self, name):
+            if name == stage and self.calls.count(name) == 1:
+                raise KeyboardInterrupt(name)
+            super()._begin(name)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_fake(Killed(shares=(1.02, 0.98)))
+    folder = tmp_path / "r"
+    assert compute_share(load_summary(folder)) == 1.02
+    assert read_kept_artifact(folder) == {"1"}
+    assert RunFolder(path=folder).has_next()
 
 
 @pytest.mark.parametrize("calls_before", range(1, 10))
@@ -127,7 +145,7 @@ def test_what_more_trials_find_is_kept_only_if_it_is_better(run_fake, tmp_path):
     assert replace(kept, artifacts=first.artifacts) == first
     assert [record.is_kept for record in kept.artifacts] == [True, False]
     assert "train" in worse.calls and read_kept_artifact(tmp_path / "r") == {"1"}
-    assert not (tmp_path / "r" / "earlier").exists()
+    assert not (tmp_path / "r" / "next").exists()
     # It has been searched, whichever artifact was kept.
     again = FakeStages(shares=(0.5,))
     assert run_fake(again, overrides=longer, policy=prefer_first) == kept
@@ -143,7 +161,9 @@ def test_an_artifact_of_fewer_trials_is_no_result_of_a_run_that_was_cut_off(run_
     with pytest.raises(KeyboardInterrupt):
         run_fake(killed, overrides=longer)
     assert killed.calls == ["prepare", "search"]
-    assert not (tmp_path / "r" / "summary.json").exists()
+    # The earlier one stays where it was, and is not the end of the run.
+    assert compute_share(load_summary(tmp_path / "r")) == 0.97
+    assert not RunFolder(path=tmp_path / "r").is_finished()
     rest = replace(killed, interrupt="", calls=[])
     assert compute_share(run_fake(rest, overrides=longer)) == 0.98
     assert rest.calls == ["prepare", *ARTIFACT[1:], "report"]
@@ -238,7 +258,7 @@ def test_a_proved_artifact_stays_where_the_proof_of_a_further_one_fails(run_fake
     assert fake.calls == ["prepare", *ARTIFACT, "search", "train", "report"]
     assert read_kept_artifact(tmp_path / "r") == {"1"}
     assert list_unproved(tmp_path / "r") == {"1": "2"}
-    assert not (tmp_path / "r" / "earlier").exists()
+    assert not (tmp_path / "r" / "next").exists()
 
 
 def test_a_move_of_an_unproved_artifact_that_was_cut_off_is_completed(run_fake, tmp_path):

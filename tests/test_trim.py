@@ -27,8 +27,8 @@ def refuse_to_search(run, sensitivity):
 
 
 @pytest.fixture()
-def stash_at(tiny, run_folder, machine, tmp_path):
-    """`stash_at(share)`: the finished run, set aside with this latency / target; and what is prepared."""
+def miss_at(tiny, run_folder, machine, tmp_path):
+    """`miss_at(share)`: the finished run, with this latency / target, and what is prepared: another artifact is to be made."""
 
     def make(share, *, machine_speed_factor=1.0, trained_steps=0):
         out = tmp_path / "r"
@@ -49,8 +49,7 @@ def stash_at(tiny, run_folder, machine, tmp_path):
             machine_speed_factor=machine_speed_factor,
         )
         write_record(out / "summary.json", summary)
-        run.folder.stash_artifact()
-        return run, prepared
+        return replace(run, folder=run.folder.begin_next()), prepared
 
     return make
 
@@ -63,9 +62,9 @@ def train_artifact(run, prepared, *, steps):
     compress_pipeline(run, prepared, fitted=fitted)
 
 
-def test_units_are_only_taken_off_after_a_small_miss(stash_at):
-    run, prepared = stash_at(1.03)
-    earlier = read_record(FittedStructure, run.folder.stash.fitted)
+def test_units_are_only_taken_off_after_a_small_miss(miss_at):
+    run, prepared = miss_at(1.03)
+    earlier = read_record(FittedStructure, run.folder.best.fitted)
     fitted = fit_structure(run, prepared, open_proposals=refuse_to_search)
     assert fitted.is_trimmed and fitted.candidate.precision == earlier.candidate.precision
     taken_off = 0
@@ -81,9 +80,9 @@ def test_units_are_only_taken_off_after_a_small_miss(stash_at):
 
 
 @pytest.mark.parametrize(("factor", "long_run_share"), [(1.0, 1.03), (0.98, 1.0094), (0.9, 1.0)])
-def test_a_miss_on_a_slow_machine_counts_as_it_is_in_the_long_run(stash_at, factor, long_run_share):
+def test_a_miss_on_a_slow_machine_counts_as_it_is_in_the_long_run(miss_at, factor, long_run_share):
     """A small part of it stays: the target was missed."""
-    run, _ = stash_at(1.03, machine_speed_factor=factor)
+    run, _ = miss_at(1.03, machine_speed_factor=factor)
     missed_target = find_small_miss(run.folder, run.spec.limits)
     assert missed_target
     assert missed_target.target_share == pytest.approx(1.03)
@@ -91,11 +90,11 @@ def test_a_miss_on_a_slow_machine_counts_as_it_is_in_the_long_run(stash_at, fact
 
 
 @pytest.mark.slow
-def test_what_is_left_is_trained_a_third_as_long_at_a_third_of_the_rate(stash_at):
-    run, prepared = stash_at(1.03, trained_steps=60)
-    before = json.loads(run.folder.stash.training_history.read_text())
+def test_what_is_left_is_trained_a_third_as_long_at_a_third_of_the_rate(miss_at):
+    run, prepared = miss_at(1.03, trained_steps=60)
+    before = json.loads(run.folder.best.training_history.read_text())
     fitted = fit_structure(run, prepared, open_proposals=refuse_to_search)
-    made = compress_pipeline(run, prepared, fitted=fitted, earlier=run.folder.find_stash())
+    made = compress_pipeline(run, prepared, fitted=fitted, earlier=run.folder.find_earlier())
     assert all(proof.passed for proof in made.proofs)
     rows = json.loads(run.folder.training_history.read_text())
     assert max(row["step"] for row in rows) == 2
@@ -103,23 +102,23 @@ def test_what_is_left_is_trained_a_third_as_long_at_a_third_of_the_rate(stash_at
 
 
 @pytest.mark.parametrize("share", [0.9, 1.0, 1.06])
-def test_a_hit_and_a_large_miss_are_not_trimmed(stash_at, share):
-    run, prepared = stash_at(share)
+def test_a_hit_and_a_large_miss_are_not_trimmed(miss_at, share):
+    run, prepared = miss_at(share)
     assert find_small_miss(run.folder, run.spec.limits) is None
     with pytest.raises(AssertionError, match="nothing is to be searched"):
         fit_structure(run, prepared, open_proposals=refuse_to_search)
 
 
-def test_a_limit_that_is_missed_is_searched_for(stash_at):
-    run, _ = stash_at(1.03)
+def test_a_limit_that_is_missed_is_searched_for(miss_at):
+    run, _ = miss_at(1.03)
     limits = replace(run.spec.limits, params_m=0.001)
     assert find_small_miss(run.folder, limits) is None
     assert find_small_miss(run.folder, run.spec.limits)
 
 
-def test_only_what_exceeds_both_margins_is_learned_of_a_fit(stash_at):
-    run, _ = stash_at(1.03)
-    stored = read_record(FittedStructure, run.folder.stash.fitted)
+def test_only_what_exceeds_both_margins_is_learned_of_a_fit(miss_at):
+    run, _ = miss_at(1.03)
+    stored = read_record(FittedStructure, run.folder.best.fitted)
     share = stored.measured_ms / stored.target_ms
     attempt = replace(stored.attempts[-1], margin=0.01)
     fitted = replace(stored, attempts=(attempt,), final_to_fitted=1.0, writing_factor=1.0)

@@ -82,13 +82,13 @@ def test_a_finished_run_is_told_with_its_verdict(run_folder, tmp_path):
     assert "evaluate" in text
 
 
-def test_an_artifact_that_was_set_aside_is_not_the_end_of_a_run(run_folder, tmp_path):
+def test_an_artifact_behind_which_another_one_is_made_is_not_the_end_of_a_run(run_folder, tmp_path):
     copy = RunFolder(path=tmp_path / "r")
-    shutil.copytree(run_folder, copy.stash.path)
-    shutil.copy(copy.stash.progress, copy.progress)
+    shutil.copytree(run_folder, copy.path)
+    copy.begin_next()
     code, text = watch(copy.path)
     assert code == 0 and "finished:" not in text
-    assert "the run was cut off" in text and "lies in" in text
+    assert "the run was cut off" in text and f"lies in {copy.bundle}" in " ".join(text.split())
 
 
 def test_lines_are_told_with_the_time_of_the_run(folder):

@@ -916,31 +916,6 @@ def test_the_run_goes_on_with_labelled_data_and_the_opened_one_stays_as_it_was(
     assert labelled.data is not run.data and isinstance(run.data, NamedData)
 
 
-def test_a_move_that_was_cut_off_is_ended(tmp_path):
-    folder = RunFolder(path=tmp_path)
-    (tmp_path / "weights").mkdir()
-    for name in ("fitted.json", "distill.json", "distill-0.json", "summary.json", "weights/a"):
-        (tmp_path / name).write_text("new")
-    (tmp_path / "earlier").mkdir()
-    (tmp_path / "earlier" / "summary.json").write_text("old")
-    (tmp_path / "earlier.new").mkdir()
-    (tmp_path / "weights").rename(tmp_path / "earlier.new" / "weights")  # here it was killed
-    folder.finish_interrupted_move()
-    there = {
-        p.relative_to(tmp_path / "earlier").as_posix()
-        for p in (tmp_path / "earlier").rglob("*")
-        if p.is_file()
-    }
-    assert there == {"fitted.json", "distill.json", "distill-0.json", "summary.json", "weights/a"}
-    assert [p.name for p in tmp_path.iterdir()] == ["earlier"]
-    (tmp_path / "earlier").rename(tmp_path / "earlier.back")
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "b").write_text("worse")
-    folder.finish_interrupted_move()
-    assert not (tmp_path / "earlier.back").exists() and not (tmp_path / "weights" / "b").exists()
-    assert (tmp_path / "weights" / "a").read_text() == "new"
-
-
 def test_a_second_artifact_starts_from_the_least_loss():
     """Fresh, learned, and learned and refitted; near what the first one reached, a third of the training is enough."""
     assert choose_start((0.5, 0.2, 0.3), earlier_best=0.2) == StartChoice(
@@ -971,7 +946,7 @@ def test_a_second_artifact_goes_on_from_what_the_first_learned(tmp_path, run_tin
     assert sum(message.startswith("loss before training: ") for message in messages) == 1
     assert all(p.passed for p in s.proofs)
     assert (
-        not (tmp_path / "r" / "earlier").exists()
+        not (tmp_path / "r" / "next").exists()
         and read_record(Summary, tmp_path / "r" / "summary.json") == s
     )
     history = json.loads((tmp_path / "r" / "distill.json").read_text())

@@ -78,9 +78,13 @@ def _describe_state(folder: RunFolder, *, is_running: bool) -> str:
     """Return in words whether a run goes on, is finished or was cut off."""
     if is_running:
         return "the run goes on"
-    # An artifact that was set aside while another one was made is not the end of the run.
-    stash_name = folder.stash.path.name
-    finished = [name for name in folder.list_finished_subfolders() if name != stash_name]
+    for place in (folder, *folder.list_inner_folders()):
+        if place.has_next() or place.has_interrupted_move():
+            return (
+                "the run was cut off while another artifact was made; the same command with "
+                f"--resume goes on. The best one so far lies in {place.bundle}"
+            )
+    finished = folder.list_finished_subfolders()
     if folder.summary.exists() or finished:
         place = folder if folder.summary.exists() else folder.get_subfolder(finished[-1])
         summary = load_summary(place.path)
@@ -88,10 +92,5 @@ def _describe_state(folder: RunFolder, *, is_running: bool) -> str:
         return (
             f"the run is finished: {summary.speedup:.2f}x, the target {summary.target.text} is "
             f"{verdict}; mmcompress show {place} says more"
-        )
-    if folder.stash.summary.exists():
-        return (
-            f"the run was cut off; the same command with --resume goes on. An artifact that is "
-            f"finished lies in {folder.stash}"
         )
     return "the run was cut off; the same command with --resume goes on"

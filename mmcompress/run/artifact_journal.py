@@ -38,10 +38,10 @@ def note_artifacts(folder: RunFolder) -> None:
     between the summary of a miss and its move would else end the run with that miss.
 
     Args:
-        folder: The folder of the target. The artifact that is set aside was made first.
+        folder: The folder of the target. The best artifact so far was made first.
     """
     records = list(_read_journal(folder))
-    for place in (folder.stash, folder):
+    for place in (folder.best, folder.next):
         if place.summary.exists():
             records = _replace_record(records, _make_record(place))
     _write_journal(folder, records)
@@ -70,7 +70,7 @@ def note_choice(folder: RunFolder, place: RunFolder, *, winner: Summary, loser: 
 
     Args:
         folder: The folder of the target.
-        place: Where the artifact lies that is removed: the folder itself, or its stash.
+        place: The folder with the artifact that is removed: the best so far, or the next one.
         winner: The record of the artifact that is kept instead.
         loser: The record of the one that is removed.
     """

@@ -123,9 +123,10 @@ def check_shared_records(
 def check_artifact_records(
     folder: RunFolder, checker: RecordChecker, *, nodes: Sequence[str]
 ) -> None:
-    """Check the records of one target: search, artifact, earlier artifact.
+    """Check the records of one target: search, and artifact.
 
-    What was made from a damaged record goes with it where it is of no use without.
+    What was made from a damaged record goes with it where it is of no use without. While another
+    artifact is made, the best one so far is checked as a whole.
 
     Args:
         folder: The folder of the target.
@@ -139,6 +140,22 @@ def check_artifact_records(
     for weights in folder.short_finetuned.list_node_weights():
         # Without one of them, the training begins from freshly cut weights.
         check_existing(_check_weight_file, path=weights)
+    check_record(ArtifactJournal, folder.artifacts)
+    for unproved in folder.list_unproved():
+        check_record(FailedProof, unproved.failed_proof)
+        for history in unproved.list_training_histories():
+            check_existing(_check_history, path=history)
+    if folder.has_next():
+        checker.check(partial(_check_finished, folder.best), folder.best.list_artifact())
+        _check_artifact(folder.next, checker, nodes=nodes)
+    else:
+        _check_artifact(folder.best, checker, nodes=nodes)
+
+
+def _check_artifact(folder: RunFolder, checker: RecordChecker, *, nodes: Sequence[str]) -> None:
+    """Check the records of an artifact, finished or not."""
+    check_record = partial(_check_record, checker)
+    check_existing = partial(_check_existing, checker)
     for history in folder.list_training_histories():
         check_existing(_check_history, path=history)
     check_record(ValidationQuality, folder.validation_quality)
@@ -152,15 +169,8 @@ def check_artifact_records(
         checker.check(partial(_check_weights, folder, nodes), [folder.weights])
     if folder.has_bundle():
         _check_bundle(checker, folder.bundle)
-    check_record(ArtifactJournal, folder.artifacts)
     check_record(Summary, folder.summary, dependents=[folder.outcomes])
     check_record(SplitScores, folder.outcomes, dependents=[folder.summary])
-    for unproved in folder.list_unproved():
-        check_record(FailedProof, unproved.failed_proof)
-        for history in unproved.list_training_histories():
-            check_existing(_check_history, path=history)
-    if folder.has_stash():
-        checker.check(partial(_check_stash, folder.stash), [folder.stash.path])
 
 
 def _check_existing(checker: RecordChecker, read: Callable[[Path], object], *, path: Path) -> None:
@@ -226,8 +236,8 @@ def _check_weight_file(path: Path) -> None:
         raise DataError(f"{path}: the weights can't be read: {error}") from error
 
 
-def _check_stash(stash: RunFolder) -> None:
-    """Check the artifact that is set aside. Raises an error when it can't be put back."""
-    read_record(FittedStructure, stash.fitted)
-    read_record(Summary, stash.summary)
-    check_bundle(stash.bundle)
+def _check_finished(best: RunFolder) -> None:
+    """Check a finished artifact. Raises an error when it can't be the result of the run."""
+    read_record(FittedStructure, best.fitted)
+    read_record(Summary, best.summary)
+    check_bundle(best.bundle)

@@ -19,7 +19,7 @@ from mmcompress.run.check_records import (
     check_shared_records,
 )
 from mmcompress.search.study import list_study_faults, open_study
-from mmcompress.storage import is_leftover, read_record
+from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import WAIT, hold_folder, is_held
 
@@ -120,15 +120,13 @@ def _read_nodes(folder: RunFolder) -> list[str]:
 
 def _list_target_folders(folder: RunFolder) -> list[RunFolder]:
     """List the folders of targets: the run folder itself, and those in it."""
-    inner_folders = [path for path in folder.path.iterdir() if path.is_dir()]
-    places = [folder.path, *sorted(path for path in inner_folders if not is_leftover(path))]
-    targets = [RunFolder(path=path) for path in places]
     return [
         target
-        for target in targets
+        for target in [folder, *folder.list_inner_folders()]
         if target.study.exists()
         or target.fitted.exists()
         or target.summary.exists()
+        or target.has_next()
         or target.has_interrupted_move()
     ]
 

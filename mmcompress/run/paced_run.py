@@ -118,7 +118,7 @@ class PacedRun:
         """
         folders = _list_target_folders(run)
         self.targets_left = len(folders)
-        if all(folder.summary.exists() and not folder.has_stash() for folder in folders):
+        if all(folder.is_finished() for folder in folders):
             return self.stages.prepare(run)
         if self.is_bounded and not any(folder.fitted.exists() for folder in folders):
             self._require_enough_time(run)
@@ -200,7 +200,7 @@ class PacedRun:
         seconds = max(self._count_seconds_left(), 0.0) / max(self.targets_left, 1)
         self.ends_at = self.clock.read_seconds() + seconds
         work = plan_round(self.pace, wanted, share=self.share, seconds=seconds)
-        folder = run.folder
+        folder = run.folder.next if run.folder.has_next() else run.folder
         if folder.fitted.exists() and not folder.summary.exists():
             # This structure is made, not another one.
             stored = read_record(FittedStructure, folder.fitted)

@@ -23,8 +23,10 @@ IsBetter = Callable[[Summary, Summary], bool]
 class TargetState:
     """Where a target stands when a run begins or goes on."""
 
+    folder: RunFolder
+    """The folder with the artifact that is made, or that is finished."""
     history: tuple[Artifact, ...]
-    """The artifact that is set aside, if there is one."""
+    """The best artifact so far, if another one is made."""
     fitted: FittedStructure | None
     """The fitted structure on record, if there is one."""
     finished: bool
@@ -64,35 +66,39 @@ class TargetState:
 def resume_target(run: RunContext) -> TargetState:
     """Read what the run folder holds of a target, after a move that was cut off is completed.
 
-    Damaged files are set aside first, so that they are made again.
-    A finished artifact is set aside when more trials are asked for: it stays until something better
-    is made.
+    Damaged files are set aside first, so that they are made again. Where more trials are asked for,
+    a finished artifact stays in its place until something better is made.
     """
-    folder = run.folder
+    best = run.folder.best
     limits = ArtifactLimits.from_spec(run.spec)
-    folder.finish_interrupted_move()
+    best.finish_interrupted_move()
     set_damaged_artifact_aside(run)
+    if best.has_next() and not best.summary.exists():
+        # The best one is damaged, so this one is the only one.
+        best.remove_artifact()
+        best.promote_next(goes_on=False)
+    folder = best.next if best.has_next() else best
     fitted = read_record(FittedStructure, folder.fitted) if folder.fitted.exists() else None
-    finished = folder.summary.exists() and not folder.has_stash()
+    finished = best.is_finished()
     if finished and fitted and fitted.search_effort < limits.search_effort:
-        folder.discard_short_finetunings()
-        folder.stash_artifact()
+        best.discard_short_finetunings()
+        folder = best.begin_next()
         finished = False
         fitted = None
     history: tuple[Artifact, ...] = ()
-    if folder.has_stash():
-        stashed_artifact = Artifact(
-            fitted=read_record(FittedStructure, folder.stash.fitted),
-            summary=read_record(Summary, folder.stash.summary),
+    if folder.is_next:
+        best_artifact = Artifact(
+            fitted=read_record(FittedStructure, best.fitted),
+            summary=read_record(Summary, best.summary),
         )
-        history = (stashed_artifact,)
+        history = (best_artifact,)
     plan = plan_artifact(history, limits)
     if fitted:
         # The record on disk was made with this factor; another one would make it invalid.
         plan = replace(
             plan, final_to_fitted=fitted.final_to_fitted, writing_factor=fitted.writing_factor
         )
-    return TargetState(history=history, fitted=fitted, finished=finished, plan=plan)
+    return TargetState(folder=folder, history=history, fitted=fitted, finished=finished, plan=plan)
 
 
 def read_valid_structure(folder: RunFolder, plan: Retry, *, effort: int) -> FittedStructure | None:
@@ -115,55 +121,61 @@ def read_valid_structure(folder: RunFolder, plan: Retry, *, effort: int) -> Fitt
     return None
 
 
-def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) -> None:
-    """Set the better one of the new artifact and the stashed one aside before another is made.
+def keep_better(run: RunContext, summary: Summary, *, is_better: IsBetter) -> RunContext:
+    """Keep the better one of the new artifact and the best so far before another one is made.
 
     Args:
         run: The run with one target.
         summary: The summary of the new artifact.
         is_better: Whether the first of two artifacts is kept.
+
+    Returns:
+        The run, with the folder of the artifact that is made next.
     """
     share = compute_corrected_target_share(summary)
     message = f"the finished artifact lies at {share:.1%} of its target: another one is made"
     run.on_progress("fit", message, None)
     folder = run.folder
-    if not folder.has_stash():
-        folder.stash_artifact()
-        note_artifacts(folder)
-        return
-    note_artifacts(folder)
-    earlier = read_record(Summary, folder.stash.summary)
-    if is_better(earlier, summary):
-        note_choice(folder, folder, winner=earlier, loser=summary)
-        folder.remove_artifact()
+    best = folder.best
+    if not folder.is_next:
+        best.begin_next()
+        note_artifacts(best)
+        return replace(run, folder=best.next)
+    note_artifacts(best)
+    best_summary = read_record(Summary, best.summary)
+    if is_better(best_summary, summary):
+        note_choice(best, folder, winner=best_summary, loser=summary)
+        best.discard_next(goes_on=True)
     else:
-        note_choice(folder, folder.stash, winner=summary, loser=earlier)
-        folder.stash_artifact()
+        note_choice(best, best, winner=summary, loser=best_summary)
+        best.promote_next(goes_on=True)
+    return run
 
 
-def restore_better(run: RunContext, summary: Summary | None, *, is_better: IsBetter) -> Summary:
-    """Put the stashed artifact back if it is better; return the summary of the one that stays.
+def keep_best(run: RunContext, summary: Summary | None, *, is_better: IsBetter) -> Summary:
+    """Leave the best artifact in the run folder, and no other one; return its summary.
 
     Args:
         run: The run with one target.
-        summary: The summary of the last artifact; None: there is none, so the stashed one stays.
+        summary: The summary of the last artifact; None: there is none, so the best so far stays.
         is_better: Whether the first of two artifacts is kept.
     """
     folder = run.folder
-    if summary is not None and not folder.has_stash():
+    best = folder.best
+    if summary is not None and not folder.is_next:
         return summary
-    note_artifacts(folder)
-    earlier = read_record(Summary, folder.stash.summary)
-    if summary is None or is_better(earlier, summary):
-        if summary is not None:
-            note_choice(folder, folder, winner=earlier, loser=summary)
-        folder.restore_stash()
-        summary = earlier
-        # All trials that were asked for have been tried: a resumed run must not search again.
-        fitted = read_record(FittedStructure, folder.fitted)
-        effort = ArtifactLimits.from_spec(run.spec).search_effort
-        write_record(folder.fitted, replace(fitted, search_effort=effort))
-    else:
-        note_choice(folder, folder.stash, winner=summary, loser=earlier)
-    folder.discard_stash()
-    return summary
+    note_artifacts(best)
+    best_summary = read_record(Summary, best.summary)
+    if summary is not None and not is_better(best_summary, summary):
+        note_choice(best, best, winner=summary, loser=best_summary)
+        best.promote_next(goes_on=False)
+        return summary
+    if summary is not None:
+        note_choice(best, folder, winner=best_summary, loser=summary)
+    # All trials that were asked for have been tried: a resumed run must not search again.
+    fitted = read_record(FittedStructure, best.fitted)
+    effort = ArtifactLimits.from_spec(run.spec).search_effort
+    write_record(best.fitted, replace(fitted, search_effort=effort))
+    if best.has_next():
+        best.discard_next(goes_on=False)
+    return best_summary

@@ -29,7 +29,7 @@ from mmcompress.run.predictor import build_predictor
 from mmcompress.run.preflight import check_machine
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import profile_pipeline
-from mmcompress.run.resume import restore_better, resume_target, set_better_aside
+from mmcompress.run.resume import keep_best, keep_better, resume_target
 from mmcompress.run.run_policy import MeasuringLimits, RunPolicy
 from mmcompress.run.sensitivity import measure_run_sensitivity
 from mmcompress.run.teacher_labels import label_by_teacher
@@ -148,6 +148,7 @@ def reach_target(
     stages = stages or RunStages()
     measuring = policy.measuring or MeasuringLimits(max_parts=run.spec.measure.max_parts)
     state = resume_target(run)
+    run = replace(run, folder=state.folder)
     summary: Summary | None
     history = list(state.history)
     plan = state.plan
@@ -158,7 +159,7 @@ def reach_target(
         if state.can_reuse(run, fitted):
             summary = load_summary(run.folder.path)
             break
-        earlier = run.folder.find_stash()
+        earlier = run.folder.find_earlier()
         try:
             compressed = stages.compress(run, prepared, fitted=fitted, earlier=earlier)
         except ProofFailed as error:
@@ -178,9 +179,10 @@ def reach_target(
         step = policy.next_step(history, ArtifactLimits.from_spec(run.spec))
         if isinstance(step, Done):
             break
-        set_better_aside(run, summary, is_better=policy.is_better)
+        run = keep_better(run, summary, is_better=policy.is_better)
         plan = step
-    summary = restore_better(run, summary, is_better=policy.is_better)
+    summary = keep_best(run, summary, is_better=policy.is_better)
+    run = replace(run, folder=run.folder.best)
     summary = add_artifacts(run.folder, summary)
     report_summary(run, summary, write=stages.report)
     return summary

@@ -44,13 +44,13 @@ class MissedArtifact:
 
 
 def find_small_miss(folder: RunFolder, limits: Limits) -> MissedArtifact | None:
-    """Return the artifact that is set aside when it missed its target by a little and no limit.
+    """Return the best artifact so far when it missed its target by a little and no limit.
 
     Args:
         folder: The folder of the target.
         limits: Limits beside the target.
     """
-    earlier = folder.find_stash()
+    earlier = folder.find_earlier()
     if earlier is None:
         return None
     summary = read_record(Summary, earlier.summary)

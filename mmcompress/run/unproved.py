@@ -55,7 +55,7 @@ def set_unproved_aside(
     write_record(folder.failed_proof, FailedProof(candidate=fitted.candidate, message=str(error)))
     unproved = folder.set_unproved_aside()
     message = f"unproved: {error}; its weights are kept in {unproved}"
-    if folder.has_stash():
+    if folder.is_next:
         run.on_progress("prove", f"{message}; the artifact made before it stays", None)
         return
     if count >= MAX_UNPROVED_ARTIFACTS:

@@ -89,11 +89,10 @@ def read_manifest(folder: str | Path) -> Manifest:
 
 def _suggest_bundle(folder: Path) -> str:
     """Return the end of a message that names the bundle which may be meant; else nothing."""
-    # A run folder has its bundle in it. While a run makes another artifact, the finished one is
-    # set aside.
-    for place in (folder / "bundle", folder.parent / "earlier" / "bundle"):
-        if (place / "manifest.json").is_file():
-            return f"; did you mean {place}?"
+    # A run folder has its bundle in it.
+    place = folder / "bundle"
+    if (place / "manifest.json").is_file():
+        return f"; did you mean {place}?"
     return ""
 
 

@@ -336,7 +336,7 @@ def fetch_result(client: JobSubmissionClient, job_id: str, *, out: Path) -> Path
 def is_fetched_whole(folder: Path) -> bool:
     """Return whether a run folder that was copied holds a finished run."""
     run_folder = RunFolder(path=folder)
-    return run_folder.summary.exists() or bool(run_folder.list_finished_subfolders())
+    return run_folder.is_finished() or bool(run_folder.list_finished_subfolders())
 
 
 def connect_to_server(address: str) -> JobSubmissionClient:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompress.runtime.cache import locate_cache_folder
-from mmcompress.storage import DAMAGED_SUFFIX, is_leftover
+from mmcompress.storage import DAMAGED_SUFFIX
 from mmcompress.workspace.folder import RunFolder
 
 
@@ -33,9 +33,7 @@ def list_run_parts(folder: RunFolder) -> list[DiskPart]:
         folder: The run folder; those of its targets are parts of it.
     """
     parts: list[DiskPart] = []
-    inner_folders = [path for path in sorted(folder.path.iterdir()) if path.is_dir()]
-    targets = [RunFolder(path=path) for path in inner_folders if not is_leftover(path)]
-    for place in [folder, *targets]:
+    for place in [folder, *folder.list_inner_folders()]:
         parts += _list_removable(place)
     removable = {part.path for part in parts}
     for path in sorted(folder.path.rglob(f"*{DAMAGED_SUFFIX}*")):
@@ -60,6 +58,7 @@ def _list_removable(place: RunFolder) -> list[DiskPart]:
         place.quantized: "the dense pipeline in other precisions; made again for a new profile",
         place.scratch: "bundles of structures that were measured; nothing reads them",
         place.weights_room: "room that a training held; nothing reads it",
+        place.next.weights_room: "room that a training held; nothing reads it",
         place.short_finetuned.path: "weights of short trainings; a training begins without them",
     }
     if place.summary.exists():

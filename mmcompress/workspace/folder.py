@@ -1,4 +1,4 @@
-"""The names of all paths of a run folder, what becomes invalid, and the stashed artifact.
+"""The names of all paths of a run folder, what becomes invalid, and the next artifact.
 
 A run of one target has one folder. A run of several targets has one folder for what they share
 (profile, predictor, sensitivity) and in it one folder for each target. No other module joins these
@@ -53,6 +53,41 @@ RESUME_CURE = "add --resume to the command that made it: it is made again"
 LOCK_FILE = "run.lock"
 """Name of the file that one process holds while it works on the folder."""
 
+NEXT_FOLDER = "next"
+"""Where another artifact is made while the best one so far stays in its place."""
+
+BETTER_FOLDER = "next.better"
+"""What `NEXT_FOLDER` is called while its artifact takes the place of the best one, and a further
+one is to be made."""
+
+BEST_FOLDER = "next.best"
+"""The same at the end of a run."""
+
+OLD_STASH_FOLDER = "earlier"
+"""Where earlier versions kept the best artifact while they made another one in its place."""
+
+OLD_STASHING_FOLDER = "earlier.new"
+"""What that folder was called while an artifact was moved into it."""
+
+OLD_RESTORING_FOLDER = "earlier.back"
+"""What it was called while its artifact was put back."""
+
+DISCARDED_FOLDER = "next.worse"
+"""What `NEXT_FOLDER` is called while its artifact is removed and a further one is to be made."""
+
+MOVING_FOLDERS = (
+    BETTER_FOLDER,
+    BEST_FOLDER,
+    DISCARDED_FOLDER,
+    OLD_STASH_FOLDER,
+    OLD_STASHING_FOLDER,
+    OLD_RESTORING_FOLDER,
+)
+"""Folders that are there while an artifact is moved."""
+
+OWN_FOLDERS = (NEXT_FOLDER, *MOVING_FOLDERS)
+"""Folders that hold artifacts of the same target."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
@@ -60,6 +95,9 @@ class RunFolder:
 
     path: Path
     """The folder itself; it need not exist yet."""
+    is_next: bool = False
+    """Its artifact is another one than the best so far: it is made in `next/`. Everything else is
+    the same."""
 
     def __str__(self) -> str:
         return str(self.path)
@@ -180,6 +218,11 @@ class RunFolder:
         return self.path / "study.journal"
 
     @property
+    def database_study(self) -> Path:
+        """Where the trials are, if they are kept in a database."""
+        return self.path / "study.json"
+
+    @property
     def interaction_factors(self) -> Path:
         """Loss increases measured among other cuts."""
         return self.path / "interaction_factors.json"
@@ -201,14 +244,19 @@ class RunFolder:
     # The artifact.
 
     @property
+    def artifact_path(self) -> Path:
+        """The folder of the artifact: the folder itself, or `next/`."""
+        return self.path / NEXT_FOLDER if self.is_next else self.path
+
+    @property
     def fitted(self) -> Path:
         """The structure that is trained, with its predicted and measured latency."""
-        return self.path / "fitted.json"
+        return self.artifact_path / "fitted.json"
 
     @property
     def weights(self) -> Path:
         """The folder of the trained weights, one file for each node."""
-        return self.path / "weights"
+        return self.artifact_path / "weights"
 
     @property
     def units(self) -> Path:
@@ -226,12 +274,12 @@ class RunFolder:
     @property
     def training_checkpoint(self) -> Path:
         """The state of a training that is under way."""
-        return self.path / "training.safetensors"
+        return self.artifact_path / "training.safetensors"
 
     @property
     def shared_training(self) -> Path:
         """The folder of a training that several workers share, while it is under way."""
-        return self.path / "training.workers"
+        return self.artifact_path / "training.workers"
 
     def discard_training_state(self) -> None:
         """Remove the state of a training: its weights are on disk."""
@@ -241,26 +289,26 @@ class RunFolder:
     @property
     def weights_room(self) -> Path:
         """A file that holds room on the disk for the weights while they are trained."""
-        return self.path / "training.room"
+        return self.artifact_path / "training.room"
 
     @property
     def training_history(self) -> Path:
         """Losses of the training, or of the last one of several rounds."""
-        return self.path / "distill.json"
+        return self.artifact_path / "distill.json"
 
     @property
     def validation_quality(self) -> Path:
         """Quality on validation pairs before and after the training."""
-        return self.path / "validation_quality.json"
+        return self.artifact_path / "validation_quality.json"
 
     def round_history(self, number: int) -> Path:
         """Return the file of the losses of one round; 0 is an earlier artifact's training."""
-        return self.path / f"distill-{number}.json"
+        return self.artifact_path / f"distill-{number}.json"
 
     @property
     def bundle(self) -> Path:
         """The bundle of the compressed pipeline."""
-        return self.path / "bundle"
+        return self.artifact_path / "bundle"
 
     @property
     def scratch(self) -> Path:
@@ -270,12 +318,12 @@ class RunFolder:
     @property
     def outcomes(self) -> Path:
         """Scores of both sides, input by input, on the test split."""
-        return self.path / "outcomes.json"
+        return self.artifact_path / "outcomes.json"
 
     @property
     def summary(self) -> Path:
         """The record that the report shows; written last, when the artifact is finished."""
-        return self.path / "summary.json"
+        return self.artifact_path / "summary.json"
 
     @property
     def artifacts(self) -> Path:
@@ -349,14 +397,19 @@ class RunFolder:
     # Folders that belong to this one.
 
     @property
-    def stash(self) -> RunFolder:
-        """The best artifact so far, set aside while another one is made."""
-        return RunFolder(path=self.path / "earlier")
+    def best(self) -> RunFolder:
+        """This folder with the best artifact so far."""
+        return RunFolder(path=self.path)
+
+    @property
+    def next(self) -> RunFolder:
+        """This folder with the artifact that is made while the best one stays in its place."""
+        return RunFolder(path=self.path, is_next=True)
 
     @property
     def failed_proof(self) -> Path:
         """Why an artifact was set aside as unproved; it lies beside its weights."""
-        return self.path / "failed_proof.json"
+        return self.artifact_path / "failed_proof.json"
 
     @property
     def unproved(self) -> Path:
@@ -379,19 +432,11 @@ class RunFolder:
         number = len(places) + 1
         unproved = RunFolder(path=self.unproved / str(number))
         unproved.path.mkdir(parents=True, exist_ok=True)
-        for path in self._list_artifact():
+        for path in self.list_artifact():
             _remove_path(unproved.path / path.name)
             path.rename(unproved.path / path.name)
         self.failed_proof.rename(unproved.failed_proof)
         return unproved
-
-    @property
-    def _unfinished_stash(self) -> Path:
-        return self.path / "earlier.new"
-
-    @property
-    def _unfinished_restore(self) -> Path:
-        return self.path / "earlier.back"
 
     def get_subfolder(self, name: str) -> RunFolder:
         """Return the folder of one method or cell of a comparison."""
@@ -414,12 +459,21 @@ class RunFolder:
 
     def list_training_histories(self) -> list[Path]:
         """Return the files of all training histories of the artifact, in no particular order."""
-        return list(self.path.glob("distill*.json"))
+        return list(self.artifact_path.glob("distill*.json"))
+
+    def list_inner_folders(self) -> list[RunFolder]:
+        """List the folders in this one that may be those of targets, methods or cells, sorted."""
+        if not self.path.is_dir():
+            return []
+        folders = []
+        for path in sorted(self.path.iterdir()):
+            if path.is_dir() and path.name not in OWN_FOLDERS and not is_leftover(path):
+                folders.append(RunFolder(path=path))
+        return folders
 
     def list_finished_subfolders(self) -> list[str]:
         """Return the names of the folders in this one that hold a finished run, sorted."""
-        folders = [path.parent for path in self.path.glob(f"*/{self.summary.name}")]
-        return sorted(folder.name for folder in folders if not is_leftover(folder))
+        return [folder.path.name for folder in self.list_inner_folders() if folder.summary.exists()]
 
     def read_timings(self, tell: Callable[[str], None]) -> dict[str, float]:
         """Return the seconds spent in every stage so far; empty before the first stage.
@@ -497,13 +551,18 @@ class RunFolder:
         """Return whether the dense bundle is complete."""
         return (self.baseline / "manifest.json").exists()
 
-    def has_stash(self) -> bool:
-        """Return whether an artifact is set aside."""
-        return self.stash.path.exists()
+    def has_next(self) -> bool:
+        """Return whether another artifact is being made than the best one so far."""
+        return self.next.artifact_path.exists()
 
-    def find_stash(self) -> RunFolder | None:
-        """Return the folder of the artifact that is set aside, if there is one."""
-        return self.stash if self.has_stash() else None
+    def is_finished(self) -> bool:
+        """Return whether an artifact is finished, and no other one is being made."""
+        is_moving = self.has_interrupted_move()
+        return self.best.summary.exists() and not self.has_next() and not is_moving
+
+    def find_earlier(self) -> RunFolder | None:
+        """Return the folder with the best artifact so far, if another one is made in this one."""
+        return self.best if self.is_next else None
 
     # What becomes invalid.
 
@@ -516,7 +575,7 @@ class RunFolder:
         """
         # The weights go first: they belong to the structure that is still on record.
         shutil.rmtree(self.weights, ignore_errors=True)
-        stale_paths = [*self.list_training_histories(), *self.path.glob("training.*")]
+        stale_paths = [*self.list_training_histories(), *self.artifact_path.glob("training.*")]
         stale_paths += [self.summary, self.outcomes]
         if search_goes_on:
             self.discard_short_finetunings()
@@ -529,54 +588,112 @@ class RunFolder:
         self.short_finetunings.unlink(missing_ok=True)
         shutil.rmtree(self.short_finetuned.path, ignore_errors=True)
 
-    # The artifact that is set aside.
+    # The artifact that is made while the best one stays in its place.
 
-    def stash_artifact(self) -> None:
-        """Set the artifact aside, in place of the one that was set aside before."""
-        self._unfinished_stash.mkdir(exist_ok=True)
-        for path in self._list_artifact():
-            path.rename(self._unfinished_stash / path.name)
-        self.discard_stash()
-        self._unfinished_stash.rename(self.stash.path)
+    def begin_next(self) -> RunFolder:
+        """Begin another artifact; returns the folder with it."""
+        self.next.artifact_path.mkdir(exist_ok=True)
+        return self.next
 
-    def restore_stash(self) -> None:
-        """Put the artifact that was set aside in place of the folder's own."""
-        self.remove_artifact()
-        self.stash.path.rename(self._unfinished_restore)
+    def promote_next(self, *, goes_on: bool) -> None:
+        """Put the next artifact in the place of the best one, which is removed.
+
+        Args:
+            goes_on: A further artifact is made after it.
+        """
+        name = BETTER_FOLDER if goes_on else BEST_FOLDER
+        self.next.artifact_path.rename(self.path / name)
         self.finish_interrupted_move()
 
-    def discard_stash(self) -> None:
-        """Remove the artifact that was set aside, if there is one."""
-        shutil.rmtree(self.stash.path, ignore_errors=True)
+    def discard_next(self, *, goes_on: bool) -> None:
+        """Remove the next artifact: the best one stays.
+
+        Args:
+            goes_on: A further artifact is made after it.
+        """
+        name = DISCARDED_FOLDER if goes_on else f"{NEXT_FOLDER}{UNFINISHED_SUFFIX}"
+        _remove_path(self.path / name)
+        self.next.artifact_path.rename(self.path / name)
+        if goes_on:
+            self.finish_interrupted_move()
+        _remove_path(self.path / name)
 
     def has_interrupted_move(self) -> bool:
         """Return whether a move that `finish_interrupted_move` completes was cut off."""
-        places = (self.failed_proof, self._unfinished_stash, self._unfinished_restore)
+        places = [self.path / name for name in MOVING_FOLDERS]
+        places += [self.best.failed_proof, self.next.failed_proof]
         return any(path.exists() for path in places)
 
     def finish_interrupted_move(self) -> None:
-        """Complete a move to or from the stash, or of an unproved artifact, that was cut off."""
-        if self.failed_proof.exists():
-            self.set_unproved_aside()
-        if self._unfinished_stash.exists():
-            self.stash_artifact()
-        if self._unfinished_restore.exists():
-            for path in self._unfinished_restore.iterdir():
-                _remove_path(self.path / path.name)
-                path.rename(self.path / path.name)
-            self._unfinished_restore.rmdir()
+        """Complete what was cut off: the next artifact becomes the best, or is set aside as
+        unproved.
+
+        A folder of an earlier version keeps its best artifact elsewhere; it is put in its place.
+        """
+        for folder in (self.best, self.next):
+            if folder.failed_proof.exists():
+                folder.set_unproved_aside()
+        if (self.path / DISCARDED_FOLDER).exists():
+            self.begin_next()
+            _remove_path(self.path / DISCARDED_FOLDER)
+        self._convert_old_stash()
+        for name in (BETTER_FOLDER, BEST_FOLDER):
+            if (self.path / name).exists():
+                self._take_artifact(self.path / name, goes_on=name == BETTER_FOLDER)
+
+    def _convert_old_stash(self) -> None:
+        """Turn what an earlier version has set aside, or was setting aside, into the best artifact.
+
+        What it was making in its place becomes the next one.
+        """
+        stashing = self.path / OLD_STASHING_FOLDER
+        if stashing.exists():
+            for path in self.best.list_artifact():
+                path.rename(stashing / path.name)
+            _remove_path(self.path / OLD_STASH_FOLDER)
+            stashing.rename(self.path / OLD_STASH_FOLDER)
+        if (self.path / OLD_STASH_FOLDER).exists():
+            self.begin_next()
+            for path in [*self.best.list_artifact(), *self.path.glob("training.*")]:
+                _remove_path(self.next.artifact_path / path.name)
+                path.rename(self.next.artifact_path / path.name)
+            (self.path / OLD_STASH_FOLDER).rename(self.path / BETTER_FOLDER)
+        if (self.path / OLD_RESTORING_FOLDER).exists():
+            (self.path / OLD_RESTORING_FOLDER).rename(self.path / BEST_FOLDER)
+
+    def _take_artifact(self, place: Path, *, goes_on: bool) -> None:
+        """Move an artifact into the folder, in place of the one there.
+
+        The old summary is removed last, and the new one is moved last. So a move that was cut off
+        knows where it stopped.
+        """
+        best = self.best
+        if best.summary.exists() and (place / best.summary.name).exists():
+            for path in self._put_summary_last(best.list_artifact()):
+                _remove_path(path)
+        for path in self._put_summary_last(place.iterdir()):
+            _remove_path(self.path / path.name)
+            path.rename(self.path / path.name)
+        if goes_on:
+            self.begin_next()
+        place.rmdir()
+
+    def _put_summary_last(self, paths: Iterable[Path]) -> list[Path]:
+        """Return the files of an artifact in an order in which the summary is the last one."""
+        all_paths = sorted(paths)
+        summaries = [path for path in all_paths if path.name == self.summary.name]
+        return [path for path in all_paths if path not in summaries] + summaries
 
     def list_unfinished(self) -> list[Path]:
         """List the files and folders that a killed process was writing; nothing reads them.
 
-        Those of the targets' folders are listed as well. The artifact that a move takes away lies
-        in such a folder too, and is not listed.
+        Those of the targets' folders are listed as well. The artifact that an earlier version was
+        moving lies in such a folder too, and is not listed.
         """
         unfinished: list[Path] = []
         for path in sorted(self.path.rglob(f"*{UNFINISHED_SUFFIX}")):
             is_inside_another = any(place in path.parents for place in unfinished)
-            is_moved = RunFolder(path=path.parent).has_interrupted_move()
-            if not is_inside_another and not is_moved:
+            if not is_inside_another and path.name != OLD_STASHING_FOLDER:
                 unfinished.append(path)
         return unfinished
 
@@ -587,14 +704,14 @@ class RunFolder:
 
     def remove_artifact(self) -> None:
         """Remove the folder's artifact."""
-        for path in self._list_artifact():
+        for path in self.list_artifact():
             _remove_path(path)
 
-    def _list_artifact(self) -> Iterable[Path]:
+    def list_artifact(self) -> list[Path]:
         """Return everything in the folder that belongs to its artifact."""
         paths: list[Path] = []
         for pattern in ARTIFACT_PATTERNS:
-            paths += self.path.glob(pattern)
+            paths += self.artifact_path.glob(pattern)
         return paths
 
 

@@ -28,11 +28,6 @@ def load_summary(folder: str | Path) -> Summary:
         return read_record(Summary, run_folder.summary, cure=RESUME_CURE)
     reason = ": not a finished run"
     finished = run_folder.list_finished_subfolders()
-    if finished == [run_folder.stash.path.name]:
-        reason = (
-            f": another artifact was being made. The finished one is in {run_folder.stash.path}; "
-            "the run's command with --resume goes on, and keeps the better one"
-        )
-    elif finished:
+    if finished:
         reason = f"; it has several runs in it: {', '.join(finished)}"
     raise DataError(f"{folder}: no {run_folder.summary.name} in it{reason}")
