@@ -148,6 +148,9 @@ class ApproachResult:
     exhausted: bool
     """The last structure measures below the accepted range, and the search has nothing larger
     within the target."""
+    learned_corrections: dict[str, float] = field(default_factory=dict)
+    """What the next fit corrects the nodes of the first predictor by: the last measurement counts
+    as well."""
 
 
 def approach_target(
@@ -208,19 +211,31 @@ def approach_target(
         if number > 0 and trial.latency_ms > budget_ms:
             # Nothing is predicted to be fast enough.
             break
-        node_corrections = _average_node_corrections(attempts, first_predictor, options=options)
-        predictor = first_predictor
-        if node_corrections:
-            predictor = first_predictor.correct_nodes(node_corrections)
-        predictor = replace(
-            predictor, correction=_average_corrections(attempts, predictor, options=options)
-        )
+        predictor, node_corrections = _learn_corrections(attempts, first_predictor, options=options)
     return ApproachResult(
         attempts=tuple(attempts),
         predictor=predictor,
         node_corrections=node_corrections,
         exhausted=exhausted,
+        learned_corrections=_average_node_corrections(attempts, first_predictor, options=options),
     )
+
+
+def _learn_corrections(
+    attempts: list[FitAttempt], predictor: Predictor, *, options: ApproachOptions
+) -> tuple[Predictor, dict[str, float]]:
+    """Return the predictor that all measurements correct, and what its nodes are corrected by.
+
+    Args:
+        attempts: What was measured so far.
+        predictor: The predictor before any correction.
+        options: The latencies of the dense nodes.
+    """
+    node_corrections = _average_node_corrections(attempts, predictor, options=options)
+    if node_corrections:
+        predictor = predictor.correct_nodes(node_corrections)
+    correction = _average_corrections(attempts, predictor, options=options)
+    return replace(predictor, correction=correction), node_corrections
 
 
 def is_clear_miss(target_share: float) -> bool:
@@ -299,6 +314,8 @@ def _average_node_corrections(
         predictor: The predictor before any correction.
         options: The latencies of the dense nodes.
     """
+    if not attempts:
+        return {}
     corrections: dict[str, float] = {}
     for node_name, dense_ms in options.dense_node_ms.items():
         errors: list[float] = []

@@ -32,9 +32,10 @@ from mmcompress.search.evaluator import start_evaluator
 from mmcompress.search.linearize import linearize_successively
 from mmcompress.search.problem import SearchProblem, list_touched_bounds
 from mmcompress.search.run_search import adjust_structure, choose_trial, run_search
+from mmcompress.search.run_study import open_run_study
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.short_finetune import rank_by_short_finetuning
-from mmcompress.search.study import open_study, read_first_error
+from mmcompress.search.study import read_first_error
 from mmcompress.spec.schema import Limits
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
@@ -217,16 +218,17 @@ def fit_structure(
                 run, prepared, propose=propose, predictor=predictor, options=options
             )
     if not result.attempts:
-        study = open_study(run.folder.study, tell=run.tell_damage)
+        study = open_run_study(run)
         raise DataError(
             "the search has no trial to choose from: every one failed, "
             f"the first with {read_first_error(study) or '?'}"
         )
     fitted = _record_fit(run, prepared, result=result, options=options, search_effort=effort)
     fitted = replace(fitted, writing_factor=plan.writing_factor)
-    if result.node_corrections:
-        write_record(run.shared.node_corrections, NodeCorrections(factors=result.node_corrections))
     write_record(run.folder.fitted, fitted)
+    if result.learned_corrections:
+        corrections = NodeCorrections(factors=result.learned_corrections)
+        write_record(run.shared.node_corrections, corrections)
     return fitted
 
 
