@@ -89,6 +89,12 @@ class MissingPackage(MmcompressError):
         return f"the package '{package}' is needed here: {install}"
 
 
+class MissingProvider(MmcompressError):
+    """An execution provider of ONNX Runtime is not installed, or finds no device here."""
+
+    exit_code = 2
+
+
 class PluginWarning(UserWarning):
     """A plug-in of an installed package can't be imported; everything else is usable."""
 

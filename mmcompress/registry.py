@@ -42,6 +42,7 @@ OPTIONAL_PACKAGES = {
     "mlflow": OptionalPackage(distribution="mlflow-skinny", extra="track"),
     "open_clip": OptionalPackage(distribution="open_clip_torch"),
     "optuna": OptionalPackage(distribution="optuna"),
+    "psycopg": OptionalPackage(distribution="psycopg[binary]", extra="postgresql"),
     "ray": OptionalPackage(distribution="ray[default]"),
     "safetensors": OptionalPackage(distribution="safetensors"),
     "scipy": OptionalPackage(distribution="scipy"),
@@ -539,6 +540,42 @@ PRECISIONS = Registry(
     },
 )
 """Precisions that a node may be deployed in."""
+PROVIDERS = Registry(
+    "provider",
+    {
+        "cpu": (
+            "mmcompress.runtime.providers:PROCESSOR",
+            "the processor, by ONNX Runtime itself",
+            {"distribution": "onnxruntime"},
+        ),
+        "openvino": (
+            "mmcompress.runtime.providers:OPENVINO",
+            "Intel processors (pip install onnxruntime-ep-openvino)",
+            {"distribution": "onnxruntime-ep-openvino"},
+        ),
+        "cuda": (
+            "mmcompress.runtime.providers:CUDA",
+            "GPUs of Nvidia (onnxruntime-gpu in place of onnxruntime); not tried",
+            {"distribution": "onnxruntime-gpu"},
+        ),
+        "tensorrt_rtx": (
+            "mmcompress.runtime.providers:TENSORRT_RTX",
+            "GPUs of Nvidia (pip install onnxruntime-ep-nv-tensorrt-rtx); not tried",
+            {"distribution": "onnxruntime-ep-nv-tensorrt-rtx"},
+        ),
+        "coreml": (
+            "mmcompress.runtime.providers:COREML",
+            "Apple's processors, in ONNX Runtime on macOS; not tried",
+            {"distribution": "onnxruntime"},
+        ),
+        "qnn": (
+            "mmcompress.runtime.providers:QNN",
+            "Qualcomm's processors (pip install onnxruntime-qnn); not tried",
+            {"distribution": "onnxruntime-qnn"},
+        ),
+    },
+)
+"""Execution providers of ONNX Runtime that bundles run on (`mmcompress.runtime.providers`)."""
 SAMPLERS = Registry(
     "sampler",
     {
@@ -600,6 +637,7 @@ PLUG_POINTS = {
     "executors": EXECUTORS,
     "samplers": SAMPLERS,
     "precisions": PRECISIONS,
+    "providers": PROVIDERS,
     "pipelines": PIPELINE_TEMPLATES,
     "trackers": TRACKERS,
 }

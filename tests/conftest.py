@@ -217,6 +217,26 @@ def own_cache(tmp_path_factory):
     os.environ["MMCOMPRESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
+@pytest.fixture()
+def start_cluster(monkeypatch):
+    """`start_cluster(*nodes)`: a cluster with nodes of these options, which ends with the test."""
+    from ray._private import ray_constants
+    from small_cluster import SmallCluster
+
+    # Else Ray looks for the cluster at the address of the network, where it is not.
+    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
+    started = []
+
+    def start(*nodes):
+        started.append(SmallCluster(nodes))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.cluster.shutdown()
+
+
 @pytest.fixture(scope="session")
 def make_once(tmp_path_factory):
     """`make_once(name, make)`: a folder that the first process of a session makes by `make(folder)`.

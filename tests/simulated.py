@@ -68,7 +68,7 @@ def compute_call_ms(file: Path) -> float:
 class SimulatedBenchmarker(Benchmarker):
     """Latencies from the sizes of files, and from the shapes of blocks."""
 
-    def complete_device_table(self, needs, threads, *, precisions, progress):
+    def complete_device_table(self, needs, threads, *, precisions, progress, provider="cpu"):
         largest_needs: dict = {}
         for need in needs:
             known_units, known_step = largest_needs.get(need.key, (0, 1))
@@ -87,7 +87,7 @@ class SimulatedBenchmarker(Benchmarker):
                 rows.append(TableRow(key=key, precision=precision, units=sizes, ms=ms))
         return DeviceTable(device=fingerprint_device(threads), threads=threads, rows=tuple(rows))
 
-    def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
+    def time_export(self, export: Export, folder: Path, *, threads: int, provider="cpu") -> float:
         return sum(
             call.calls * compute_call_ms(folder / call.file) for call in export.graphs.values()
         )
@@ -234,7 +234,7 @@ class NoisyBenchmarker(SimulatedBenchmarker):
     def __init__(self, seed: int):
         self.lot = random.Random(seed)
 
-    def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
+    def time_export(self, export: Export, folder: Path, *, threads: int, provider="cpu") -> float:
         return self.draw_factor() * super().time_export(export, folder, threads=threads)
 
     def benchmark_bundles(self, job: BenchmarkJob, folder: Path) -> dict[str, Samples]:

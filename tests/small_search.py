@@ -108,10 +108,36 @@ def go(
     sampler="tpe",
     progress=ignore_progress,
 ):
-    book = study.open_study(path)
-    executor = executor or InlineExecutor(None)
-    inputs = SessionInputs(
+    inputs = make_inputs(
+        evaluate=evaluate,
+        trials=trials,
+        mutations=mutations,
         executor=executor,
+        workers=workers,
+        retries=retries,
+        starts=starts,
+        seeds=seeds,
+        sampler=sampler,
+        progress=progress,
+    )
+    return run_study(study.open_study(path), problem(), inputs=inputs)
+
+
+def make_inputs(
+    evaluate=evaluate_units,
+    trials=10,
+    mutations=6,
+    executor=None,
+    workers=1,
+    retries=0,
+    starts=(),
+    seeds=(),
+    sampler="tpe",
+    progress=None,
+):
+    """Return what a search of the small space works with."""
+    return SessionInputs(
+        executor=executor or InlineExecutor(None),
         evaluate=evaluate,
         starts=starts,
         seeds=[("knapsack", c) for c in seeds],
@@ -120,9 +146,8 @@ def go(
         ),
         seed=0,
         sampler=sampler,
-        progress=progress,
+        progress=progress or ignore_progress,
     )
-    return run_study(book, problem(), inputs=inputs)
 
 
 def go_in_order(

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -365,6 +366,10 @@ def test_an_input_that_stands_twice_is_refused(run_folder):
 def test_figures_of_bench_are_given_as_json(run_folder):
     bundle = run_folder / "bundle"
     done = call("bench", bundle, "--against", run_folder / "baseline", "--requests", 8, "--json")
+    page = (Path(__file__).parents[1] / "docs/reference/json_output.md").read_text("utf-8")
+    documented = set(re.findall(r"^\| `(\w+)` \|", page.split("## `verify`")[0], re.MULTILINE))
+    figures_by_name = json.loads(done.output)
+    assert {*figures_by_name["bundle"], "times_as_fast"} == documented
     figures = json.loads(done.output)
     assert figures["bundle"]["path"] == str(bundle)
     assert figures["bundle"]["latency_ms"]["n"] >= 8

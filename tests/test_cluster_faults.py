@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from ray._private import ray_constants
+from small_cluster import by_value
 from small_search import go
 
 from mmcompress.errors import ClusterError
@@ -24,60 +24,6 @@ from mmcompress.search.executors import ExecutorSettings
 from mmcompress.search.ray_executor import RayExecutor
 from mmcompress.spec.schema import Cluster, RuntimeEnv, TaskResources
 from mmcompress.storage import read_record
-
-RECONNECT_SECONDS = 15
-"""Seconds after which a process gives a lost head up; Ray's default is a minute."""
-
-
-class SmallCluster:
-    """A cluster whose head runs no tasks, with some worker nodes."""
-
-    def __init__(self, nodes):
-        from ray._common.network_utils import find_free_port
-        from ray.cluster_utils import Cluster
-
-        self.cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "include_dashboard": True,
-                "node_ip_address": "127.0.0.1",
-                "dashboard_host": "127.0.0.1",
-                "dashboard_port": find_free_port(),
-                "dashboard_agent_listen_port": find_free_port(),
-                "_system_config": {"gcs_rpc_server_reconnect_timeout_s": RECONNECT_SECONDS},
-            },
-        )
-        self.nodes = [self.add_node(**node) for node in nodes]
-
-    def add_node(self, **options):
-        """Add a node; it listens at the loopback address."""
-        return self.cluster.add_node(node_ip_address="127.0.0.1", **options)
-
-    def lose_node(self, node):
-        """End the raylet of a node by SIGKILL: its workers end with it."""
-        self.cluster.remove_node(node, allow_graceful=False)
-
-    def lose_head(self):
-        """End the process that knows of all nodes."""
-        self.cluster.head_node.kill_gcs_server()
-
-
-@pytest.fixture()
-def start_cluster(monkeypatch):
-    """`start_cluster(*nodes)`: a cluster with nodes of these options, which ends with the test."""
-    # Else Ray looks for the cluster at the address of the network, where it is not.
-    monkeypatch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
-    started = []
-
-    def start(*nodes):
-        started.append(SmallCluster(nodes))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.cluster.shutdown()
 
 
 @pytest.fixture()
@@ -112,14 +58,6 @@ def crash_on_a_whole_node(folder, candidate):
         raise RuntimeError("this structure always crashes")
     lost = sum(64 - units for units in candidate["kept_units"]["a"].values())
     return {"loss": float(lost), "quality": {}, "seconds": 0.0}
-
-
-def by_value(function):
-    """Return a function that goes to workers with its code: they can't import a test module."""
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(sys.modules[function.__module__])
-    return function
 
 
 def check_journal(path, trials):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +72,9 @@ def test_a_finished_bundle_carries_requests_that_hold_here(bundle):
     assert done.exit_code == 0, done.output
     assert "8 of 8 answers are those of" in done.output and "ms a request here" in done.output
     facts = json.loads(CliRunner().invoke(main, ["verify", str(bundle), "--json"]).output)
+    page = (Path(__file__).parents[1] / "docs/reference/json_output.md").read_text("utf-8")
+    rows = page.split("## `verify`")[1]
+    assert set(facts) == set(re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE))
     assert facts["holds"] and facts["differences"] == [""] * 8
 
 

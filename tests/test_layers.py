@@ -28,9 +28,11 @@ DOORS = {
         "search/jobs.py",
         "search/cluster_nodes.py",
         "run/compress/train_on_ray.py",
+        "run/measure_on_ray.py",
     },
     "aiohttp": {"search/jobs.py"},
     "optuna": {
+        "search/database_study.py",
         "search/ordered_study.py",
         "search/search_session.py",
         "search/study.py",

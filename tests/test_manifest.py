@@ -188,7 +188,7 @@ def test_a_mutated_manifest_gives_a_working_bundle_or_a_bundle_error(bundle, man
         node.pop("structure", None)
     load_session = functools.lru_cache(lambda path: session_class(path, 1))
     session_class = graph.TimedSession
-    monkeypatch.setattr(graph, "TimedSession", lambda path, threads: load_session(path))
+    monkeypatch.setattr(graph, "TimedSession", lambda path, threads, provider: load_session(path))
     monkeypatch.setattr("mmcompress.runtime.bundle.hash_file", functools.lru_cache(hash_file))
     rng = random.Random(21)
     outcomes = {"answer": 0, "refused": 0, "can't answer": 0}
@@ -206,9 +206,10 @@ def test_a_mutated_manifest_gives_a_working_bundle_or_a_bundle_error(bundle, man
         except BundleError as error:
             outcomes["can't answer" if deployed else "refused"] += 1
             assert str(bundle) in str(error)
-        except DataError:
-            # another type of input: the picture is no sound
-            assert set(deployed.inputs.values()) != {"image"}
+        except DataError as error:
+            # Another type of input, the picture is no sound; or a processor that resizes no more.
+            is_other_size = "resizes to no fixed size" in str(error)
+            assert is_other_size or set(deployed.inputs.values()) != {"image"}
         slowest = max(slowest, time.process_time() - start)
     assert slowest < MAX_SECONDS
     assert outcomes["answer"] > 20 and outcomes["refused"] > 100, outcomes
@@ -220,10 +221,8 @@ def test_a_folder_that_is_no_bundle_names_the_one_that_may_be_meant(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(BundleError, match=r"it holds no manifest\.json$"):
         read_manifest(tmp_path / "run")
-    finished = tmp_path / "run/earlier/bundle"
-    finished.mkdir(parents=True)
+    finished = tmp_path / "run/bundle"
+    finished.mkdir()
     (finished / "manifest.json").write_text("{}")
     with pytest.raises(BundleError, match=f"did you mean {finished}"):
-        read_manifest(tmp_path / "run/bundle")
-    with pytest.raises(BundleError, match=f"did you mean {finished}"):
-        read_manifest(tmp_path / "run/earlier")
+        read_manifest(tmp_path / "run")

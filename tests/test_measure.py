@@ -265,7 +265,9 @@ def test_bundles_are_loaded_anew_in_every_sitting(run_folder, monkeypatch):
 
     made, given = [], []
     monkeypatch.setattr(
-        apart, "load_bundle", lambda at, threads: made.append(load_bundle(at, threads)) or made[-1]
+        apart,
+        "load_bundle",
+        lambda at, threads, provider: made.append(load_bundle(at, threads)) or made[-1],
     )
 
     def bench_recorded(job, folder):

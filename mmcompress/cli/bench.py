@@ -48,6 +48,10 @@ WARMUP_REQUESTS = 10
     type=click.IntRange(1, MAX_THREADS),
     help="Threads of every session (default: as measured).",
 )
+@click.option(
+    "--provider",
+    help="What sessions run on (default: as measured); `mmcompress list providers` has the names.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON, by bundle.")
 def bench_command(
     bundle: str,
@@ -55,6 +59,7 @@ def bench_command(
     inputs: tuple[str, ...],
     max_requests: int,
     threads: int | None,
+    provider: str | None,
     as_json: bool,
 ) -> None:
     """Measure a bundle end to end, alone or in turn with another."""
@@ -65,8 +70,10 @@ def bench_command(
     if not requests and has_requests(bundles["bundle"]):
         requests = [dict(request.inputs) for request in read_requests(bundles["bundle"]).requests]
     if not requests:
-        requests.append(load_bundle(bundle, threads).make_noise_request())
-    options = BenchmarkOptions(warmup=WARMUP_REQUESTS, max_requests=max_requests, threads=threads)
+        requests.append(load_bundle(bundle, threads, provider=provider).make_noise_request())
+    options = BenchmarkOptions(
+        warmup=WARMUP_REQUESTS, max_requests=max_requests, threads=threads, provider=provider
+    )
     samples = bench_repeated(bundles, requests, options=options)
     latencies = {name: sample.summarize() for name, sample in samples.items()}
     if as_json:

@@ -14,11 +14,8 @@ from rich.markup import escape
 
 from mmcompress.cli.console import err
 from mmcompress.errors import SpecError
-from mmcompress.runtime.check_manifest import MAX_THREADS
+from mmcompress.runtime.check_manifest import MAX_THREADS, TEXT_TYPE
 from mmcompress.runtime.graph import load_bundle
-
-TEXT_TYPE = "text"
-"""The type of inputs that are given as they are, and not as files."""
 
 LONG_NUMBERS = re.compile(r"-?\d[\d.e+-]*(?:, -?\d[\d.e+-]*){15,}")
 """Sixteen numbers or more in a list."""
@@ -54,7 +51,13 @@ def parse_input(text: str) -> tuple[str, str]:
     type=click.IntRange(1, MAX_THREADS),
     help="Threads of every session (default: as measured).",
 )
-def predict_command(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
+@click.option(
+    "--provider",
+    help="What sessions run on (default: as measured); `mmcompress list providers` has the names.",
+)
+def predict_command(
+    bundle: str, inputs: tuple[str, ...], threads: int | None, provider: str | None
+) -> None:
     """Run a bundle on one request; print its outputs as JSON."""
     request: dict[str, str] = {}
     for text in inputs:
@@ -62,7 +65,7 @@ def predict_command(bundle: str, inputs: tuple[str, ...], threads: int | None) -
         if name in request:
             raise SpecError(f"--input {name} stands twice: predict answers one request")
         request[name] = file
-    pipeline = load_bundle(bundle, threads)
+    pipeline = load_bundle(bundle, threads, provider=provider)
     for name, value_type in pipeline.inputs.items():
         if value_type == TEXT_TYPE and name in request:
             request[name] = _read_text(name, request[name])

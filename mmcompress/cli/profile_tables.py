@@ -8,7 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from mmcompress.cli.console import Progress, out
+from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.cost_model.predictor import DeployedBlock, Predictor
+from mmcompress.run.begin_run import open_benchmarker
 from mmcompress.run.check_records import set_damaged_shared_aside
 from mmcompress.run.predictor import build_predictor
 from mmcompress.run.profile import Profile, profile_pipeline
@@ -26,8 +28,20 @@ def profile_spec(spec: str, place: str, *, overrides: dict[str, Any], resume: bo
         overrides: Values by dotted key that replace those of the spec.
         resume: Whether the folder may hold a profile already.
     """
-    with Progress() as on_progress, hold_folder(place):
-        run = open_run(spec, place, overrides=overrides, resume=resume, on_progress=on_progress)
+    asked_spec = load_spec(spec, overrides)
+    with (
+        Progress() as on_progress,
+        hold_folder(place),
+        open_benchmarker(asked_spec) as bench,
+    ):
+        run = open_run(
+            spec,
+            place,
+            overrides=overrides,
+            resume=resume,
+            on_progress=on_progress,
+            bench=bench,
+        )
         set_damaged_shared_aside(run)
         write_facts(run)
         dense = profile_pipeline(run)

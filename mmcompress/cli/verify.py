@@ -25,10 +25,14 @@ EXIT_ANSWERS_DIFFER = 3
     type=click.IntRange(1, MAX_THREADS),
     help="Threads of every session (default: as measured).",
 )
+@click.option(
+    "--provider",
+    help="What sessions run on (default: as measured); `mmcompress list providers` has the names.",
+)
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON.")
-def verify_command(bundle: str, threads: int | None, as_json: bool) -> None:
+def verify_command(bundle: str, threads: int | None, provider: str | None, as_json: bool) -> None:
     """Replay the requests that a bundle carries, and say whether its answers hold here."""
-    result = verify_bundle(load_bundle(bundle, threads))
+    result = verify_bundle(load_bundle(bundle, threads, provider=provider))
     if as_json:
         click.echo(json.dumps(_collect_facts(result), indent=1))
     else:

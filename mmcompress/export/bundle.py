@@ -204,6 +204,7 @@ class _BundleWriter:
             "name": self.spec.name,
             "threads": self.spec.measure.threads,
             "parallel": self.spec.measure.parallel,
+            "provider": self.spec.measure.provider,
             "graph": {
                 "inputs": dict(self.spec.inputs),
                 "outputs": dict(self.spec.outputs),

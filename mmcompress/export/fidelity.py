@@ -33,6 +33,7 @@ from mmcompress.results.records import Proof
 from mmcompress.runtime.graph import Pipeline, load_bundle
 from mmcompress.runtime.input_types import InputType
 from mmcompress.runtime.progress import StageProgress, ignore_progress
+from mmcompress.runtime.providers import CPU_PROVIDER
 from mmcompress.spec.schema import Spec
 
 FIDELITY_INPUTS = 16
@@ -193,7 +194,8 @@ def prove_fidelity(
     with tempfile.TemporaryDirectory() as scratch:
         check = FidelityCheck(
             spec=spec,
-            pipeline=load_bundle(bundle),
+            # What is proved is the export. What a provider makes of it is judged by its answers.
+            pipeline=load_bundle(bundle, provider=CPU_PROVIDER),
             pairs=data.load("val", input_count),
             folder=Path(scratch),
             on_progress=on_progress,

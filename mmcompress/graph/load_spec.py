@@ -24,6 +24,9 @@ from mmcompress.spec.node_options import list_file_options
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.target import parse_target, split_targets
 
+MEASURING_EXECUTOR = "ray"
+"""The executor whose nodes can measure."""
+
 FOLDER_SCHEMES = ("open_clip:local-dir", "local-dir", "transformers", "open_clip")
 """What may stand before the colon in front of a folder; longer ones come first."""
 
@@ -60,7 +63,7 @@ def load_spec(
     if spec:
         if "metrics" not in source.data:
             spec = _keep_default_metrics_that_fit(spec)
-        for check in (_check_targets, _check_sensitivity, _check_rewinding):
+        for check in (_check_targets, _check_sensitivity, _check_rewinding, _check_measuring):
             problems += check(spec)
         problems += list_problems(
             spec,
@@ -175,6 +178,24 @@ def _check_rewinding(spec: Spec) -> list[Problem]:
         elif spec.prune.schedule != "rewind":
             message = f"prune.schedule is {spec.prune.schedule}, which rewinds nothing"
             problems.append((path, message))
+    return problems
+
+
+def _check_measuring(spec: Spec) -> list[Problem]:
+    """Check that a node of a cluster can measure, and that nothing else is to give latencies."""
+    if not spec.resources.measure.custom:
+        return []
+    problems: list[Problem] = []
+    path = ("resources", "measure", "custom")
+    if spec.search.executor != MEASURING_EXECUTOR:
+        message = (
+            f"needs search.executor: {MEASURING_EXECUTOR}; it is {spec.search.executor}, whose "
+            "tasks stay on this machine"
+        )
+        problems.append((path, message))
+    if spec.measure.readings:
+        message = "measure.readings already says what the target device takes: leave one of them"
+        problems.append((path, message))
     return problems
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableNeed, complete_table
 from mmcompress.measure.cost_model.plan import Export
@@ -11,11 +12,14 @@ from mmcompress.measure.cost_model.time_export import time_export
 from mmcompress.measure.latency.bench import Samples
 from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, benchmark_in_subprocess
 from mmcompress.measure.latency.memory import measure_memory_mb
+from mmcompress.runtime.machine import describe_cpu, fingerprint_device
 from mmcompress.runtime.progress import StageProgress
+from mmcompress.runtime.providers import CPU_PROVIDER
 
 
 class Benchmarker:
-    """Measures blocks, exports, bundles and memory on this machine."""
+    """Measures blocks, exports, bundles and memory on this machine. Another class may do so
+    elsewhere."""
 
     def complete_device_table(
         self,
@@ -24,6 +28,7 @@ class Benchmarker:
         *,
         precisions: Sequence[str],
         progress: StageProgress,
+        provider: str = CPU_PROVIDER,
     ) -> DeviceTable:
         """Return the device table with a row for every block in `needs`; see `complete_table`.
 
@@ -32,18 +37,24 @@ class Benchmarker:
             threads: Threads of every session.
             precisions: Precisions that every block is measured in.
             progress: Receives (message, share done).
+            provider: What sessions run on.
         """
-        return complete_table(needs, threads, progress=progress, precisions=precisions)
+        return complete_table(
+            needs, threads, progress=progress, precisions=precisions, provider=provider
+        )
 
-    def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
+    def time_export(
+        self, export: Export, folder: Path, *, threads: int, provider: str = CPU_PROVIDER
+    ) -> float:
         """Return the milliseconds that one request spends in the sessions of an export.
 
         Args:
             export: The exported node.
             folder: Where its files lie.
             threads: Threads of every session.
+            provider: What sessions run on.
         """
-        return time_export(export, folder, threads=threads)
+        return time_export(export, folder, threads=threads, provider=provider)
 
     def benchmark_bundles(self, job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
         """Return what was observed of every bundle of a job; see `benchmark_in_subprocess`.
@@ -61,3 +72,16 @@ class Benchmarker:
             bundle: The bundle; None measures a process that only imports the runtime.
         """
         return measure_memory_mb(bundle)
+
+    def describe_cpu(self) -> dict[str, Any]:
+        """Describe the processor that measures; see `runtime.machine.describe_cpu`."""
+        return describe_cpu()
+
+    def fingerprint_device(self, threads: int, provider: str = CPU_PROVIDER) -> str:
+        """Name the device that measures, for its table.
+
+        Args:
+            threads: Threads of every session.
+            provider: What sessions run on.
+        """
+        return fingerprint_device(threads, provider)

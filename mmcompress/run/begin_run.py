@@ -9,8 +9,11 @@ from typing import Unpack
 
 from mmcompress.errors import DataError
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.measure.benchmarker import Benchmarker
+from mmcompress.registry import resolve_entry
 from mmcompress.runtime.cache import find_cache_fault
 from mmcompress.runtime.progress import ignore_progress
+from mmcompress.runtime.providers import find_provider
 from mmcompress.search.ray_folder import choose_ray_folder
 from mmcompress.spec.schema import Spec
 from mmcompress.workspace.context import RunContext, open_run
@@ -18,6 +21,12 @@ from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import hold_folder
 from mmcompress.workspace.progress_log import ProgressLog
 from mmcompress.workspace.run_options import RunOptions
+
+CHECK_DATABASE = "mmcompress.search.database_study:check_database"
+"""Checks that the database of the trials answers; it takes its driver."""
+
+OPEN_NODE_BENCHMARKER = "mmcompress.run.measure_on_ray:open_node_benchmarker"
+"""Gives a benchmarker that measures on a node of a cluster; it takes Ray."""
 
 
 @contextmanager
@@ -40,13 +49,40 @@ def begin_run(
     options["on_progress"] = ProgressLog(RunFolder(path=Path(out)), listener)
     with hold_folder(out):
         _check_before_loading(spec)
-        yield open_run(spec_path, out, **options)
+        with open_benchmarker(spec) as bench:
+            options["bench"] = options.get("bench") or bench
+            yield open_run(spec_path, out, **options)
+
+
+@contextmanager
+def open_benchmarker(spec: Spec) -> Iterator[Benchmarker]:
+    """Give what measures latencies: this machine, or the node that `resources.measure` names.
+
+    Raises:
+        ClusterError: No cluster answers, or no node of it carries the resources.
+    """
+    if not spec.resources.measure.custom:
+        yield Benchmarker()
+        return
+    with resolve_entry(OPEN_NODE_BENCHMARKER)(spec) as bench:
+        yield bench
 
 
 def _check_before_loading(spec: Spec) -> None:
-    """Check what fails in a second and costs nothing. Raises `ClusterError` or `DataError`."""
+    """Check what fails in a second and costs nothing.
+
+    Raises:
+        ClusterError: Ray can't be started on this machine.
+        MissingProvider: The provider is not installed, or finds no device.
+        DataError: The cache can't be written, or the database of the trials gives no answer.
+        MissingPackage: The driver of the database is not installed.
+    """
     if spec.search.executor == "ray" and not spec.search.ray_address:
         choose_ray_folder()
+    # It is not there, or it finds no device: that is told now, not after the profile.
+    find_provider(spec.measure.provider)
+    if spec.search.storage:
+        resolve_entry(CHECK_DATABASE)(spec.search.storage)
     fault = find_cache_fault()
     if fault:
         raise DataError(fault)

@@ -47,13 +47,15 @@ from mmcompress.run.profile import Profile
 from mmcompress.run.retained_quality import check_retained_quality
 from mmcompress.run.run_policy import MeasuringLimits
 from mmcompress.run.select_samples import select_samples
+from mmcompress.run.tell_fallbacks import tell_fallbacks
 from mmcompress.run.training_history import read_training_result, read_validation_losses
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit
 from mmcompress.runtime.sample_requests import write_requests
 from mmcompress.search.linearize import load_interaction_factors
-from mmcompress.search.study import count_failures, open_study, read_finished_trials
+from mmcompress.search.run_study import open_run_study
+from mmcompress.search.study import count_failures, read_finished_trials
 from mmcompress.stats import Quality, compute_quality_retained
 from mmcompress.storage import to_plain, write_record
 from mmcompress.workspace.context import RunContext
@@ -82,6 +84,7 @@ def evaluate_artifact(
     """
     latency = FinalLatency(run, dense=prepared.dense, candidate=fitted.candidate)
     latency.measure_part()
+    tell_fallbacks(run, run.folder.bundle, stage="evaluate")
     answers: dict[str, dict[str, SplitAnswers]] = {}
     skipped: dict[str, str] = {}
     with run.seal.open_for_judging():
@@ -222,7 +225,7 @@ def _build_summary(
         timings=dict(run.timings),
         settings=to_plain(run.spec),
         versions=list_package_versions(),
-        cpu=run.device_readings.cpu if run.device_readings else describe_cpu(),
+        cpu=run.device_readings.cpu if run.device_readings else run.bench.describe_cpu(),
         seed=run.spec.seed,
         commit=read_git_commit(),
         command="mmcompress " + " ".join(sys.argv[1:]),
@@ -303,7 +306,7 @@ def _measure_memory(run: RunContext, bundle: Path, *, skipped: dict[str, str]) -
 
 def _list_trials(run: RunContext, predictor: Predictor, *, pace: float) -> tuple[Trial, ...]:
     """Return every architecture that was tried, once, with its last predicted latency."""
-    study = open_study(run.folder.study, tell=run.tell_damage)
+    study = open_run_study(run)
     by_candidate: dict[str, Trial] = {}
     for trial in reversed(read_finished_trials(study)):
         by_candidate[trial.candidate.make_key()] = trial
@@ -317,7 +320,7 @@ def _describe_search(
     run: RunContext, trials: tuple[Trial, ...], *, target_ms: float
 ) -> SearchResult:
     """Return the counts of the search, and the losses of its splits of the budget."""
-    failed = count_failures(open_study(run.folder.study, tell=run.tell_damage))
+    failed = count_failures(open_run_study(run))
     seconds = run.timings.get("search", 0.0)
     result = summarize_search(trials, failed, target_ms=target_ms, seconds=seconds)
     factors = load_interaction_factors(run.folder)

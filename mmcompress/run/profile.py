@@ -35,6 +35,7 @@ from mmcompress.models.device import CPU, copy_to_device
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.results.records import Proof
 from mmcompress.run.answers import try_metrics
+from mmcompress.run.tell_fallbacks import tell_fallbacks
 from mmcompress.runtime.bundle import BUNDLE_FORMAT, read_manifest
 from mmcompress.stats import Latency
 from mmcompress.storage import read_record, write_record
@@ -136,6 +137,7 @@ def _make_profile(run: RunContext) -> Profile:
         run.spec, bundle=bundle, data=run.data, on_progress=partial(run.on_progress, "profile")
     )
     require_proofs(proofs)
+    tell_fallbacks(run, bundle, stage="profile")
     try_metrics(run, bundle)
     return _measure_bundle(run, proofs)
 

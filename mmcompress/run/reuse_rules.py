@@ -38,6 +38,7 @@ NO_EFFECT = (
     "search.executor",
     "search.workers",
     "search.ray_address",
+    "search.storage",
     "resources.*",
     "cluster.*",
     "search.finalists",

@@ -49,6 +49,7 @@ def write_kit(run: RunContext, folder: Path) -> Path:
     kit = Kit(
         pipeline=run.spec.name,
         threads=measure.threads,
+        provider=measure.provider,
         warmup=measure.warmup,
         requests=measure.requests,
         plan=plan,

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmcompress.registry import INPUT_TYPES, NODE_KINDS
+from mmcompress.registry import INPUT_TYPES, NODE_KINDS, PROVIDERS
 from mmcompress.runtime.check_values import (
     Rules,
     check_flag,
@@ -54,10 +54,21 @@ def _check_hash(value: object) -> str:
     return f"expected a SHA-256 of 64 hexadecimal digits, got {show_value(value)}"
 
 
+def _check_provider(value: object) -> str:
+    """Check the name of a provider."""
+    if not isinstance(value, str):
+        return f"expected the name of a provider, got {show_value(value)}"
+    return PROVIDERS.find_problem(value) or ""
+
+
+TEXT_TYPE = "text"
+"""The type of inputs that are given as they are, and not as files."""
+
 ROOT_RULES: Rules = {
     "name": check_text,
     "threads": require_whole_number(1, MAX_THREADS),
     "parallel": check_flag,
+    "provider": _check_provider,
     "graph": {
         "inputs": _check_input_types,
         "outputs": _check_names,

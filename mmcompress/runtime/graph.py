@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.errors import BundleError, DataError, MmcompressError
-from mmcompress.registry import INPUT_TYPES, NODE_KINDS, resolve_entry
+from mmcompress.registry import INPUT_TYPES, NODE_KINDS, PROVIDERS, resolve_entry
 from mmcompress.runtime.bundle import read_manifest, verify_files
 from mmcompress.runtime.check_manifest import (
     MAX_THREADS,
@@ -23,6 +24,7 @@ from mmcompress.runtime.check_manifest import (
 )
 from mmcompress.runtime.check_values import Rules, list_problems
 from mmcompress.runtime.machine import describe_cpu
+from mmcompress.runtime.providers import CPU_PROVIDER, count_fallbacks
 from mmcompress.runtime.replay import TextWriter
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
@@ -60,15 +62,20 @@ class Pipeline:
         folder: The bundle.
         manifest: Its manifest.
         threads: Threads of a session.
+        provider: What sessions run on.
 
     Raises:
         BundleError: A node is of an unknown kind, needs another processor, or can't be loaded.
+        MissingProvider: The provider is not installed, or finds no device here.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, threads: int):
+    def __init__(
+        self, folder: Path, manifest: Manifest, *, threads: int, provider: str = CPU_PROVIDER
+    ):
         self.folder = folder
         self.manifest = manifest
         self.threads = threads
+        self.provider = provider
         graph = manifest["graph"]
         self.inputs: dict[str, str] = graph["inputs"]
         """Value types of the inputs, by name."""
@@ -110,7 +117,7 @@ class Pipeline:
             raise BundleError(f"{self.folder}/manifest.json: {problem}")
         sessions: dict[str, TimedSession] = {}
         for graph, file in node.get("files", {}).items():
-            sessions[graph] = TimedSession(self.folder / file, self.threads)
+            sessions[graph] = TimedSession(self.folder / file, self.threads, provider=self.provider)
         self.sessions[name] = sessions
         try:
             self.nodes[name] = deployed_node = build_node(sessions, config, self.folder)
@@ -152,6 +159,23 @@ class Pipeline:
                 needed |= needs.get(source, {source})
             needs[name] = frozenset(needed)
         return needs
+
+    def list_fallbacks(self) -> dict[str, Counter[str]]:
+        """List the operators that the provider can't run, and the processor runs in its place.
+
+        Returns:
+            How many there are of each type, by node and graph (`captioner/step`); empty where all
+            run on the provider.
+        """
+        fallbacks: dict[str, Counter[str]] = {}
+        if self.provider == CPU_PROVIDER:
+            return fallbacks
+        for node_name, sessions in self.sessions.items():
+            for graph_name, session in sessions.items():
+                counts = count_fallbacks(session.inner)
+                if counts:
+                    fallbacks[f"{node_name}/{graph_name}"] = counts
+        return fallbacks
 
     def make_noise_request(self) -> Values:
         """Make a request that says nothing, of the types that the pipeline takes."""
@@ -281,12 +305,16 @@ def _read_value(values: Mapping[str, Values], reference: str) -> object:
     return values[node][port]
 
 
-def load_bundle(bundle: str | Path, threads: int | None = None) -> Pipeline:
+def load_bundle(
+    bundle: str | Path, threads: int | None = None, *, provider: str | None = None
+) -> Pipeline:
     """Load a bundle after checking every file.
 
     Args:
         bundle: The folder.
         threads: Threads of a session; default: as many as the bundle was measured with.
+        provider: What sessions run on; default: what the bundle was measured on. `cpu` is always
+            there.
 
     Returns:
         The pipeline, ready to answer requests.
@@ -294,14 +322,24 @@ def load_bundle(bundle: str | Path, threads: int | None = None) -> Pipeline:
     Raises:
         BundleError: A file is missing, altered or unreadable, or the manifest asks for what can't
             be.
-        DataError: The threads are too many.
+        DataError: The threads are too many, or there is no such provider.
+        MissingProvider: The provider is not installed, or finds no device here.
     """
     folder = Path(bundle)
     if threads is not None and not 0 <= threads <= MAX_THREADS:
         raise DataError(f"threads: expected a whole number in 1 .. {MAX_THREADS}, got {threads}")
+    if provider is not None:
+        problem = PROVIDERS.find_problem(provider)
+        if problem:
+            raise DataError(problem)
     manifest = read_manifest(folder)
     problem = next(list_wiring_problems(manifest), "")
     if problem:
         raise BundleError(f"{folder}/manifest.json: damaged: {problem}")
     verify_files(folder, manifest)
-    return Pipeline(folder, manifest, threads=threads or manifest.get("threads", 1))
+    return Pipeline(
+        folder,
+        manifest,
+        threads=threads or manifest.get("threads", 1),
+        provider=provider or manifest.get("provider", CPU_PROVIDER),
+    )

@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from mmcompress.registry import PROVIDERS
 from mmcompress.version import CHECKOUT_FOLDER, __version__
 
 REPORTED_CPU_FLAGS = (
@@ -114,23 +115,36 @@ def list_package_versions() -> dict[str, str]:
     return versions
 
 
-def fingerprint_device(threads: int) -> str:
+def fingerprint_device(threads: int, provider: str = "cpu") -> str:
     """Name a device for its table.
 
     Args:
         threads: Threads of a session.
+        provider: What sessions run on.
 
     Returns:
-        16 hexadecimal digits that change with the processor, the threads and the version of ONNX
-        Runtime.
+        16 hexadecimal digits that change with the processor, the threads, the version of ONNX
+        Runtime, and with a provider beside the processor.
     """
     facts = {
         "cpu": describe_cpu(),
         "threads": threads,
         "onnxruntime": list_package_versions().get("onnxruntime"),
     }
+    if provider != "cpu":
+        # The name of the processor alone stays what it was.
+        facts["provider"] = [provider, _find_provider_version(provider)]
     facts_json = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(facts_json.encode()).hexdigest()[:16]
+
+
+def _find_provider_version(provider: str) -> str:
+    """Return the version of the package that brings a provider; empty where it is unknown."""
+    distribution = PROVIDERS.get_fact(provider, "distribution") if provider in PROVIDERS else None
+    try:
+        return importlib.metadata.version(distribution or "")
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return ""
 
 
 def read_git_commit() -> str:

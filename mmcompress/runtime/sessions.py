@@ -1,4 +1,4 @@
-"""The one place where models run: sessions of ONNX Runtime on the CPU."""
+"""The one place where models run: sessions of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 
 from mmcompress.errors import BundleError
+from mmcompress.runtime.providers import CPU_PROVIDER, add_provider
 
 ERRORS_ONLY = 3
 """Severity of messages that ONNX Runtime writes: errors. Its warnings tell of choices that nobody
@@ -16,9 +17,13 @@ can change."""
 
 
 def open_session(
-    model: str | Path | bytes, threads: int, *, optimize: bool = True
+    model: str | Path | bytes,
+    threads: int,
+    *,
+    optimize: bool = True,
+    provider: str = CPU_PROVIDER,
 ) -> onnxruntime.InferenceSession:
-    """Open an inference session on the CPU.
+    """Open an inference session.
 
     Threads don't spin. Otherwise several sessions of one pipeline would fight for the cores, and
     the dense baseline would look slower than it is.
@@ -27,14 +32,18 @@ def open_session(
         model: A file, or its bytes.
         threads: Threads of a call; 0: one for each core.
         optimize: Whether ONNX Runtime may fuse operators.
+        provider: What runs it, by the name that a spec uses.
 
     Returns:
         The session.
 
     Raises:
         BundleError: ONNX Runtime can't load the model.
+        MissingProvider: The provider is not installed, or finds no device here.
     """
     options = onnxruntime.SessionOptions()
+    providers = add_provider(options, provider, threads=threads)
+    # Operators that another provider leaves to the processor run on as many.
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -44,7 +53,7 @@ def open_session(
     is_file = not isinstance(model, bytes)
     try:
         return onnxruntime.InferenceSession(
-            str(model) if is_file else model, options, providers=["CPUExecutionProvider"]
+            str(model) if is_file else model, options, providers=providers
         )
     except Exception as error:  # onnxruntime raises types that it does not export
         name = str(model) if is_file else "the model"
@@ -57,10 +66,11 @@ class TimedSession:
     Args:
         model: A file, or its bytes.
         threads: Threads of a call; 0: one for each core.
+        provider: What runs it, by the name that a spec uses.
     """
 
-    def __init__(self, model: str | Path | bytes, threads: int):
-        self.inner = open_session(model, threads)
+    def __init__(self, model: str | Path | bytes, threads: int, *, provider: str = CPU_PROVIDER):
+        self.inner = open_session(model, threads, provider=provider)
         self.outputs = [output.name for output in self.inner.get_outputs()]
         """Names of the outputs, in the order of the graph."""
         self.inputs = [graph_input.name for graph_input in self.inner.get_inputs()]

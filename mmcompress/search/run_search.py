@@ -21,6 +21,7 @@ from mmcompress.search.problem import (
     to_search_point,
 )
 from mmcompress.search.repair import cut_to_budget, grow_to_budget, trade_for_precision
+from mmcompress.search.run_study import open_run_study
 from mmcompress.search.search_session import (
     SearchEffort,
     SeedCandidates,
@@ -29,7 +30,7 @@ from mmcompress.search.search_session import (
 )
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.split_budget import split_budget
-from mmcompress.search.study import open_study, read_finished_trials
+from mmcompress.search.study import read_finished_trials
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Dimension
 from mmcompress.storage import name_full_disk
@@ -274,8 +275,7 @@ def _open_study(run: RunContext, evaluator: TrialEvaluator, *, attempt: int) -> 
         evaluator: Of the search for one artifact.
         attempt: Structures that were measured before. It counts where the search begins.
     """
-    with name_full_disk(run.folder.study):
-        study = open_study(run.folder.study, tell=run.tell_damage)
+    study = open_run_study(run)
     if evaluator.ordered is not None:
         evaluator.ordered.begin(study, attempt)
     return study

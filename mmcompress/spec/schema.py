@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, TypeVar, cast
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -31,6 +32,7 @@ from mmcompress.registry import (
     METRICS,
     NODE_KINDS,
     PRECISIONS,
+    PROVIDERS,
     SAMPLERS,
     Registry,
 )
@@ -332,6 +334,28 @@ class TrainingResources(TaskResources):
     """Resources that a cluster names itself, of each worker."""
 
 
+def check_own_resource(name: str) -> str:
+    """Return the name of a resource that a cluster names itself, or raise `ValueError`."""
+    if name in ("CPU", "GPU", "memory", "object_store_memory"):
+        raise ValueError(
+            f"{name} is a resource of every node: give the target device one of its own"
+        )
+    return name
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuringResources:
+    """Where latencies are measured on a Ray cluster."""
+
+    custom: dict[
+        Annotated[str, AfterValidator(check_own_resource)], Annotated[float, Field(gt=0, le=1e6)]
+    ] = field(default_factory=dict)
+    """Resources of the target device, such as `{edge_box: 1}`: latencies are measured on the node
+    that carries them. A measurement reserves every CPU and GPU of that node, so nothing else of
+    the cluster runs there meanwhile. Empty: the machine of the run measures. It needs
+    `search.executor: ray`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Resources:
     """What tasks on a Ray cluster reserve. Other executors take no notice."""
@@ -340,6 +364,8 @@ class Resources:
     """A trial of the search."""
     distill: TrainingResources = field(default_factory=TrainingResources)
     """The training. Short trainings of the search are not shared."""
+    measure: MeasuringResources = field(default_factory=MeasuringResources)
+    """The measurements of blocks, exports and bundles."""
 
 
 VARIABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -394,6 +420,21 @@ class Cluster:
     travel: a node that lacks one is refused by its name."""
 
 
+def check_storage_url(url: str) -> str:
+    """Return the URL of a database, or raise `ValueError`."""
+    if not url:
+        return url
+    parts = urlsplit(url)
+    if parts.password or "password" in parse_qs(parts.query):
+        raise ValueError(
+            "the password would stand in the run folder: leave it out of the URL, and set "
+            "PGPASSWORD or write ~/.pgpass"
+        )
+    if parts.scheme not in ("postgresql", "postgres") or not parts.path.strip("/"):
+        raise ValueError(f"expected postgresql://USER@HOST:PORT/DATABASE, got '{url}'")
+    return url
+
+
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """How structures are searched for."""
@@ -415,6 +456,9 @@ class Search:
     """Trials at a time."""
     ray_address: str | None = None
     """Address of a running Ray cluster: `auto` or HOST:PORT. Without it, a local Ray is started."""
+    storage: Annotated[str, AfterValidator(check_storage_url)] = ""
+    """Where trials are kept: a PostgreSQL database, `postgresql://USER@HOST:PORT/DATABASE`. Its
+    password comes from `PGPASSWORD` or `~/.pgpass`. Empty: a journal in the run folder."""
     deterministic: bool = False
     """Whether the search comes out the same for any number of workers, and after an interruption.
     Proposals are made `batch` at a time, and trials run on one thread. Trainings have all of their
@@ -465,6 +509,10 @@ class Measure:
 
     threads: Annotated[int, Field(ge=1, le=256)] = 2
     """Threads of every session, as the bundle is to be deployed."""
+    provider: Annotated[str, AfterValidator(make_name_check(PROVIDERS))] = "cpu"
+    """What sessions run on, as the bundle is to be deployed: an execution provider of ONNX Runtime,
+    see `mmcompress list providers`. It must be installed here. Trials are still evaluated in torch,
+    and proofs still run on the processor."""
     parallel: bool = False
     """Whether nodes that don't read each other run at the same time, each on its own threads."""
     memory: bool = True

@@ -36,7 +36,6 @@ from mmcompress.models.sources import load_models, load_rewind_models, pin_sourc
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.registry import PRECISIONS
 from mmcompress.results.records import Proof
-from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.deterministic import leave_out_clocks
@@ -125,7 +124,8 @@ class RunContext:
         """
         if self.device_readings:
             return str(self.device_readings.device)
-        return fingerprint_device(self.spec.measure.threads)
+        measure = self.spec.measure
+        return self.bench.fingerprint_device(measure.threads, measure.provider)
 
     def measure_footprint(self, size_fits: Mapping[str, Mapping[str, LinearFit]]) -> Footprint:
         """Measure file sizes and memory by structure, or read the record of the run folder.
@@ -280,6 +280,11 @@ def load_readings(spec: Spec) -> Readings | None:
         raise DataError(
             f"measure.readings: {measure.readings} is of '{readings.pipeline}' with "
             f"{readings.threads} threads, this is '{spec.name}' with {measure.threads}"
+        )
+    if readings.provider != measure.provider:
+        raise DataError(
+            f"measure.readings: {measure.readings} is of the provider {readings.provider}, "
+            f"measure.provider is {measure.provider}"
         )
     return readings
 

@@ -424,6 +424,7 @@ def calibrate_predictor(
         spec.measure.threads,
         precisions=plan.every_precision,
         progress=scale_progress(progress, start=0.0, end=TABLE_SHARE_OF_PROGRESS),
+        provider=spec.measure.provider,
     )
     exports: list[Export] = []
     export_ms: list[float] = []
@@ -439,7 +440,10 @@ def calibrate_predictor(
             TABLE_SHARE_OF_PROGRESS + (1 - TABLE_SHARE_OF_PROGRESS) * node_share,
         )
         exports.append(export)
-        export_ms.append(benchmarker.time_export(export, folder, threads=spec.measure.threads))
+        milliseconds = benchmarker.time_export(
+            export, folder, threads=spec.measure.threads, provider=spec.measure.provider
+        )
+        export_ms.append(milliseconds)
     shutil.rmtree(folder / STRUCTURES_FOLDER, ignore_errors=True)
     return fit_predictor(
         plan,

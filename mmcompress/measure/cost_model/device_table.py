@@ -27,6 +27,7 @@ from mmcompress.quantize.base import quantize_model
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.progress import StageProgress, ignore_progress
+from mmcompress.runtime.providers import CPU_PROVIDER
 from mmcompress.runtime.sessions import open_session
 from mmcompress.runtime.timing import time_calls_in_turn
 from mmcompress.storage import read_record, write_record
@@ -176,6 +177,7 @@ def measure_table(
     cached: DeviceTable | None = None,
     progress: StageProgress = ignore_progress,
     precisions: Sequence[str] = ("fp32", "int8"),
+    provider: str = CPU_PROVIDER,
 ) -> DeviceTable:
     """Measure the blocks that a cached table lacks.
 
@@ -185,11 +187,12 @@ def measure_table(
         cached: The table so far. One of another device is not used.
         progress: Called before every row.
         precisions: Precisions that every block is needed in.
+        provider: What sessions run on.
 
     Returns:
         The cached rows and the new ones.
     """
-    device = fingerprint_device(threads)
+    device = fingerprint_device(threads, provider)
     rows: dict[RowKey, TableRow] = {}
     if cached is not None and cached.device == device:
         rows.update(cached.index_rows())
@@ -199,7 +202,10 @@ def measure_table(
         for i, (need, missing_precisions) in enumerate(precisions_by_need.items()):
             progress(f"{need.key.kind} blocks", i / len(precisions_by_need))
             new_rows = _measure_rows(
-                need, missing_precisions, threads=threads, scratch=Path(scratch)
+                need,
+                missing_precisions,
+                settings=_SessionSettings(threads=threads, provider=provider),
+                scratch=Path(scratch),
             )
             rows.update({(row.key, row.precision): row for row in new_rows})
     return DeviceTable(device=device, threads=threads, rows=tuple(rows.values()))
@@ -240,7 +246,7 @@ def _group_by_need(missing: Sequence[tuple[TableNeed, str]]) -> dict[TableNeed, 
 
 
 def _measure_rows(
-    need: TableNeed, precisions: Sequence[str], *, threads: int, scratch: Path
+    need: TableNeed, precisions: Sequence[str], *, settings: _SessionSettings, scratch: Path
 ) -> list[TableRow]:
     """Measure one block in some precisions, each at several sizes."""
     whole_block = SizedBlock(key=need.key, units=need.units)
@@ -254,7 +260,7 @@ def _measure_rows(
             block = SizedBlock(key=need.key, units=size)
             copies = 1 if _is_large(block) else STACKED_COPIES
             stacks.append(_Stack(block=block, copies=copies, precision=precision))
-    block_ms = _time_blocks(stacks, threads=threads, scratch=scratch)
+    block_ms = _time_blocks(stacks, settings=settings, scratch=scratch)
     rows: list[TableRow] = []
     for i, precision in enumerate(precisions):
         ms = block_ms[i * len(sizes) : (i + 1) * len(sizes)]
@@ -293,6 +299,16 @@ def _is_large(block: SizedBlock) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _SessionSettings:
+    """How sessions run."""
+
+    threads: int
+    """Threads of a session."""
+    provider: str
+    """What it runs on."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Stack:
     """Equal blocks in a row, which are timed together."""
 
@@ -303,7 +319,7 @@ class _Stack:
     precision: str
     """Precision of their weights."""
 
-    def load(self, threads: int, scratch: Path) -> _OpenStack:
+    def load(self, settings: _SessionSettings, scratch: Path) -> _OpenStack:
         """Write the stack and open its session."""
         model = build_stack(self.block, self.copies)
         feed = make_random_feed(model)
@@ -314,7 +330,7 @@ class _Stack:
                 self.precision, model, target=scratch / "q.onnx", feeds=[feed]
             )
             model_bytes = quantized_file.read_bytes()
-        session = open_session(model_bytes, threads)
+        session = open_session(model_bytes, settings.threads, provider=settings.provider)
         return _OpenStack(
             copies=self.copies, call=partial(session.run, None, feed), size_bytes=len(model_bytes)
         )
@@ -332,17 +348,19 @@ class _OpenStack:
     """Bytes of its model."""
 
 
-def _time_blocks(stacks: Sequence[_Stack], *, threads: int, scratch: Path) -> list[float]:
+def _time_blocks(
+    stacks: Sequence[_Stack], *, settings: _SessionSettings, scratch: Path
+) -> list[float]:
     """Return the milliseconds of one block of each stack, without those of an empty call.
 
     Stacks are called in turn. So all sizes meet the same pace of the machine. Each finds its
     weights out of the nearest caches, as it does inside a pipeline.
     """
-    empty_stack = replace(stacks[0], copies=0, precision="fp32").load(threads, scratch)
+    empty_stack = replace(stacks[0], copies=0, precision="fp32").load(settings, scratch)
     block_ms: list[float] = []
     turn: list[_OpenStack] = []
     for stack in stacks:
-        open_stack = stack.load(threads, scratch)
+        open_stack = stack.load(settings, scratch)
         size_bytes = sum(other.size_bytes for other in turn) + open_stack.size_bytes
         if turn and size_bytes > MAX_BYTES_IN_TURN:
             block_ms += _time_turn(turn, empty_stack)
@@ -371,6 +389,7 @@ def complete_table(
     *,
     progress: StageProgress = ignore_progress,
     precisions: Sequence[str] = ("fp32", "int8"),
+    provider: str = CPU_PROVIDER,
 ) -> DeviceTable:
     """Measure what the kept table of this device lacks, and keep the result.
 
@@ -379,17 +398,23 @@ def complete_table(
         threads: Threads of a session.
         progress: Called before every row.
         precisions: Precisions that every block is needed in.
+        provider: What sessions run on.
 
     Returns:
         The table of this device, with a row for every need.
     """
-    name = f"device-{fingerprint_device(threads)}-{TABLE_FORMAT}.json"
+    name = f"device-{fingerprint_device(threads, provider)}-{TABLE_FORMAT}.json"
     kept_table = None
     # this device was never measured, the file is damaged, or there is no cache: all is measured
     with suppress(DataError):
         kept_table = read_record(DeviceTable, locate_cache_folder() / name)
     table = measure_table(
-        needs, threads, cached=kept_table, progress=progress, precisions=precisions
+        needs,
+        threads,
+        cached=kept_table,
+        progress=progress,
+        precisions=precisions,
+        provider=provider,
     )
     # a cache folder that can't be written costs time, not the result
     with suppress(OSError, DataError):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.measure.cost_model.plan import Export
+from mmcompress.runtime.providers import CPU_PROVIDER
 from mmcompress.runtime.sessions import open_session
 from mmcompress.runtime.timing import find_lowest_median
 
@@ -22,20 +23,23 @@ EXPORT_SECONDS = 0.4
 """Seconds of all short measurements of one graph."""
 
 
-def time_export(export: Export, folder: Path, *, threads: int) -> float:
+def time_export(
+    export: Export, folder: Path, *, threads: int, provider: str = CPU_PROVIDER
+) -> float:
     """Measure the time that one request spends in the sessions of an export.
 
     Args:
         export: The export.
         folder: The folder that its files are relative to.
         threads: Threads of a session.
+        provider: What sessions run on.
 
     Returns:
         Milliseconds per request, over all calls of all graphs.
     """
     total_ms = 0.0
     for call in export.graphs.values():
-        session = open_session(folder / call.file, threads)
+        session = open_session(folder / call.file, threads, provider=provider)
         input_names = {graph_input.name for graph_input in session.get_inputs()}
         with np.load(folder / call.feed, allow_pickle=False) as arrays:
             # an optimized graph may have lost an input that it did not use

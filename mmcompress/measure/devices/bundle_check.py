@@ -73,7 +73,7 @@ def check_bundle(folder: Path, bundle: Path) -> BundleCheck:
     bundles = {"dense": baseline, "compressed": bundle}
     samples = bench_repeated(bundles, load_requests(folder, kit.texts), options=options)
     return BundleCheck(
-        device=fingerprint_device(kit.threads),
+        device=fingerprint_device(kit.threads, kit.provider),
         cpu=describe_cpu(),
         versions=list_package_versions(),
         threads=kit.threads,

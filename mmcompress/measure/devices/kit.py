@@ -14,6 +14,7 @@ from pathlib import Path
 from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.plan import Export, MeasurementPlan
 from mmcompress.measure.latency.benchmark_in_subprocess import SavedRequest
+from mmcompress.runtime.providers import CPU_PROVIDER
 from mmcompress.storage import read_record
 
 KIT_FILE = "kit.json"
@@ -41,6 +42,8 @@ class Kit:
     """What has to be known of the device."""
     exports: tuple[Export, ...]
     """The exported nodes whose sessions are timed."""
+    provider: str = CPU_PROVIDER
+    """What sessions run on."""
     texts: tuple[SavedRequest, ...] = ()
     """What the requests hold beside arrays, by input: one entry a request. A kit that an earlier
     version wrote of pictures or sounds has none."""

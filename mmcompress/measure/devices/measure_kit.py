@@ -67,10 +67,11 @@ def measure_kit(
     table = _measure_table(kit, progress, bench=bench)
     export_ms = _time_exports(kit, folder, progress=progress, bench=bench)
     return Readings(
-        device=fingerprint_device(kit.threads),
+        device=fingerprint_device(kit.threads, kit.provider),
         cpu=describe_cpu(),
         versions=list_package_versions(),
         threads=kit.threads,
+        provider=kit.provider,
         pipeline=kit.pipeline,
         dense_identity=hash_bundle_models(folder / BASELINE_FOLDER),
         plan=kit.plan,
@@ -89,6 +90,7 @@ def _measure_table(kit: Kit, progress: StageProgress, *, bench: Benchmarker) -> 
         kit.threads,
         precisions=kit.plan.every_precision,
         progress=scale_progress(progress, start=TABLE_START, end=EXPORTS_START),
+        provider=kit.provider,
     )
 
 
@@ -100,5 +102,6 @@ def _time_exports(
     for i, export in enumerate(kit.exports):
         share = EXPORTS_START + (1 - EXPORTS_START) * i / len(kit.exports)
         progress(f"whole export of {export.node}, {export.precision}", share)
-        export_ms.append(bench.time_export(export, folder, threads=kit.threads))
+        milliseconds = bench.time_export(export, folder, threads=kit.threads, provider=kit.provider)
+        export_ms.append(milliseconds)
     return export_ms

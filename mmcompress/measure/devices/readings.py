@@ -9,6 +9,7 @@ from mmcompress.measure.cost_model.device_table import DeviceTable
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement, fit_predictor
 from mmcompress.measure.cost_model.plan import Export, MeasurementPlan
 from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.runtime.providers import CPU_PROVIDER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,8 @@ class Readings:
     """Threads that everything was measured with."""
     pipeline: str
     """Name of the pipeline."""
+    provider: str = CPU_PROVIDER
+    """What sessions ran on."""
     dense_identity: str
     """Hash of the models of the dense bundle."""
     plan: MeasurementPlan

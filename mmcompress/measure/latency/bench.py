@@ -84,6 +84,8 @@ class BenchmarkOptions:
     """One entry per request: what generators replay. Empty: they write what they would write."""
     threads: int | None = None
     """Threads of every session; None: the number in the bundle's manifest."""
+    provider: str | None = None
+    """What sessions run on; None: what the bundle's manifest says."""
     loads: int = BUNDLE_LOADS
     """Fresh processes that share the requests and seconds; see `bench_repeated`."""
 

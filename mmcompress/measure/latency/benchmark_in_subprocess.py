@@ -162,7 +162,7 @@ def bench_in_process(job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
     """Do a job whose `requests.npz` lies in `folder` in this process; returns what it observed."""
     pipelines = {}
     for name, bundle in job.bundles.items():
-        pipelines[name] = load_bundle(bundle, job.options.threads)
+        pipelines[name] = load_bundle(bundle, job.options.threads, provider=job.options.provider)
     requests = load_requests(folder, job.requests)
     return bench_pipelines(pipelines, requests, options=job.options)
 
