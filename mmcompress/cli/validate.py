@@ -21,6 +21,7 @@ from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import sort_nodes
 from mmcompress.registry import resolve_entry
 from mmcompress.spec.loader import list_given_keys
+from mmcompress.spec.name_lines import name_spec_lines
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import find_default_space, load_space
 
@@ -39,8 +40,9 @@ def validate_command(spec: str, space: str | None, deep: bool, settings: tuple[s
     load_space(space or find_default_space(), loaded, fixed=list_given_keys(spec, overrides))
     out.print(_make_table(loaded))
     try:
-        _check_models(loaded)
-        data = open_data(loaded)
+        with name_spec_lines(spec, overrides):
+            _check_models(loaded)
+            data = open_data(loaded)
         shortage = describe_shortage(loaded, data)
         for node in loaded.nodes.values():
             texts_file = node.get_option(get_kind(node.kind).list_option, "")

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.data.base import Dataset
+from mmcompress.data.remote_files import fetch_remote
 from mmcompress.data.text_files import split_lines
 from mmcompress.errors import DataError
 from mmcompress.graph.ports import get_kind
 from mmcompress.registry import DATA_KINDS
 from mmcompress.spec.overrides import warn_of_old_name
 from mmcompress.spec.schema import Data, Spec
+from mmcompress.spec.storage_urls import is_remote
 from mmcompress.storage import InvalidValue, build_record, read_text_file
 
 LOOKUP_SPLITS = ("train", "val", "test")
@@ -31,11 +33,24 @@ def open_dataset(data: Data) -> Dataset:
     dataset_type = DATA_KINDS.get(data.kind)
     old_options: Mapping[str, str] = getattr(dataset_type, "old_options", {})
     try:
-        options = _rename_old_options(data.options, old_options)
+        options = fetch_remote_options(_rename_old_options(data.options, old_options))
         dataset: Dataset = build_record(dataset_type, options)
     except InvalidValue as invalid:
         raise DataError(str(invalid.add_parent_keys("data", "options"))) from None
     return dataset
+
+
+def fetch_remote_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a dataset with what lies at storage URLs in the cache of this machine.
+
+    Raises:
+        DataError: There is nothing at a URL, or it can't be read.
+    """
+    fetched = dict(options)
+    for name, value in options.items():
+        if isinstance(value, str) and is_remote(value):
+            fetched[name] = str(fetch_remote(value))
+    return fetched
 
 
 def _rename_old_options(

@@ -22,6 +22,7 @@ from mmcompress.spec.effort import apply_effort
 from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.node_options import list_file_options
 from mmcompress.spec.schema import Spec
+from mmcompress.spec.storage_urls import is_remote
 from mmcompress.spec.target import parse_target, split_targets
 
 MEASURING_EXECUTOR = "ray"
@@ -236,7 +237,9 @@ def _resolve_source(text: str, folder: Path) -> str:
 
 def _resolve_key(section: Any, key: str, *, folder: Path) -> None:
     """Make the file name at a key of a section absolute, in place."""
-    if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
+    if not isinstance(section, dict) or not isinstance(section.get(key), str):
+        return
+    if section[key] and not is_remote(section[key]):
         section[key] = _resolve_name(folder, section[key])
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import ModelError, shorten
+from mmcompress.data.remote_files import fetch_remote
+from mmcompress.errors import DataError, ModelError, shorten
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import parse_reference
@@ -31,6 +32,7 @@ from mmcompress.models.tokenizer_files import check_vocabulary
 from mmcompress.registry import FAMILIES, resolve_entry
 from mmcompress.runtime.similar_folder import suggest_folder
 from mmcompress.spec.schema import Node, Spec
+from mmcompress.spec.storage_urls import is_remote
 from mmcompress.version import PACKAGE_FOLDER
 
 EMBEDDED_FOLDER = PACKAGE_FOLDER / "models" / "embedded"
@@ -100,7 +102,7 @@ def locate_source(source: str) -> SourceLocation:
             `hf-hub:HUB_NAME[@REVISION]`, `open_clip:NAME[@PRETRAINED[@REVISION]]`, `pip:NAME` or
             `python:package.module:build`. `hf-hub:` is open_clip's own word for one of its models
             at the hub. `pip:` names weights that an installed package brings. A folder may stand
-            behind `transformers:` and `open_clip:`, too.
+            behind `transformers:` and `open_clip:`, too. A storage URL, `s3://...`, is fetched.
 
     Raises:
         ModelError: The source names nothing that is there.
@@ -119,6 +121,8 @@ def locate_source(source: str) -> SourceLocation:
         return _locate_in_library(source, "open_clip", address=source)
     if scheme in LIBRARY_SCHEMES:
         return _locate_in_library(source, scheme, address=remainder)
+    if is_remote(source):
+        return _recognize_folder(source, _fetch_folder_of_url(source))
     if Path(source).is_dir():
         return _recognize_folder(source, Path(source))
     shown_source = shorten(source)
@@ -135,6 +139,14 @@ def locate_source(source: str) -> SourceLocation:
     if not scheme and (not hint or Path(source).parent.is_dir()):
         hint = suggest_folder(Path(source)) or hint
     raise ModelError(f"source '{shown_source}': no such folder (or use {choices}){hint}")
+
+
+def _fetch_folder_of_url(url: str) -> Path:
+    """Fetch a folder at a storage URL into the cache; raises `ModelError` where that fails."""
+    try:
+        return fetch_remote(url)
+    except DataError as error:
+        raise ModelError(f"source '{shorten(url)}': {error}") from error
 
 
 def _locate_in_library(source: str, library: str, *, address: str) -> SourceLocation:

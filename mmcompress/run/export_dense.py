@@ -27,6 +27,7 @@ from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu
 from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.sample_requests import write_requests
+from mmcompress.spec.name_lines import name_spec_lines
 from mmcompress.spec.schema import Spec
 
 DRAWN_DATA = "drawn"
@@ -67,8 +68,9 @@ def export_dense(
     spec, _ = pin_sources(load_spec(spec_path, overrides, for_export=True), {})
     on_progress("export", f"{spec.name}: {len(spec.list_model_nodes())} models", None)
     _require_texts_of_lookups(spec)
-    data = open_dataset(spec.data)
-    models = load_models(spec)
+    with name_spec_lines(spec_path, overrides):
+        data = open_dataset(spec.data)
+        models = load_models(spec)
     on_progress("export", "writing and proving the graphs", 0.2)
     contents = BundleContents(models=models, lookup_texts=read_all_lookup_texts(spec, data))
     proofs = write_bundle(spec, contents, folder=folder)

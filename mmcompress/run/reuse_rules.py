@@ -40,6 +40,7 @@ NO_EFFECT = (
     "search.ray_address",
     "search.storage",
     "resources.*",
+    "cache.*",
     "cluster.*",
     "search.finalists",
     "search.short_finetunings",

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mmcompress.data.open_dataset import fetch_remote_options
 from mmcompress.models.base import Model
 from mmcompress.runtime.machine import list_package_versions
 from mmcompress.storage import to_plain, write_record
@@ -72,7 +73,7 @@ def collect_facts(run: RunContext) -> dict[str, Any]:
         )
     for split in SAMPLED_SPLITS:
         facts[f"data: the first pairs of {split}"] = _hash_pairs(run, split)
-    for name, value in run.spec.data.options.items():
+    for name, value in fetch_remote_options(run.spec.data.options).items():
         if isinstance(value, str) and Path(value).exists():
             facts[f"data: files of {name}"] = hash_listing(Path(value))
     facts["texts of lookups"] = _hash_texts(json.dumps(to_plain(run.lookup_texts)))

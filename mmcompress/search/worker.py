@@ -14,6 +14,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
+from mmcompress.data.remote_files import trim_remote_cache
 from mmcompress.graph.structure import Candidate, Fp32Blocks, KeptUnits, find_fp32_blocks
 from mmcompress.kinds.base import Batch, Outputs
 from mmcompress.models.base import Model
@@ -299,6 +300,7 @@ def _load_state(context: WorkerContext) -> _WorkerState:
     _loaded_states.clear()
     spec = build_record(Spec, context.spec)
     models = place_models(load_models(spec), spec.compute)
+    trim_remote_cache(spec.cache.max_gb)
     pipeline = TorchPipeline(spec, models)
     device = pipeline.device
     scores: dict[str, dict[str, Tensor]] = {}

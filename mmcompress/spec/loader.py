@@ -197,13 +197,16 @@ class YamlSource:
 
     def make_error(self, path: KeyPath, message: str) -> SpecError:
         """Return the error at the nearest known line of a path."""
+        description = f"{_join_keys(path)}: " if path else ""
+        return SpecError(f"{self.describe_place(path)}: {description}{message}")
+
+    def describe_place(self, path: KeyPath) -> str:
+        """Return file and line of the nearest known key of a path; the option for an override."""
         nearest = path
         while nearest and nearest not in self.lines:
             nearest = nearest[:-1]
         line = self.lines.get(nearest, 1)
-        place = f"{self.path}:{line}" if line else f"{self.path} (--set {_join_keys(nearest)})"
-        description = f"{_join_keys(path)}: " if path else ""
-        return SpecError(f"{place}: {description}{message}")
+        return f"{self.path}:{line}" if line else f"{self.path} (--set {_join_keys(nearest)})"
 
     def build(self, record_type: type[RecordType]) -> RecordType:
         """Make a record of the file.

@@ -286,6 +286,15 @@ class Distill:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cache:
+    """What is kept on every machine between runs."""
+
+    max_gb: Annotated[float, Field(gt=0, le=1e6)] = 100.0
+    """Gigabytes of weights and data that were fetched from storage URLs (`s3://...`). Those that
+    were not used for longest go first; what was used within a day stays."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Compute:
     """Where torch computes: importance, sensitivity, refit, trials and training.
 
@@ -581,6 +590,8 @@ class Spec:
     """How the pruned pipeline learns."""
     compute: Compute = field(default_factory=Compute)
     """Where torch computes."""
+    cache: Cache = field(default_factory=Cache)
+    """What is kept on every machine between runs."""
     search: Search = field(default_factory=Search)
     """How structures are searched for."""
     resources: Resources = field(default_factory=Resources)

@@ -17,6 +17,7 @@ from typing import Unpack
 from mmcompress.data.base import Dataset
 from mmcompress.data.check_data import describe_shortage, open_data
 from mmcompress.data.open_dataset import read_all_lookup_texts
+from mmcompress.data.remote_files import trim_remote_cache
 from mmcompress.data.sealed_splits import SealedData, SplitSeal
 from mmcompress.errors import DataError, DiskFull, ModelError, suggest_nearest
 from mmcompress.export.bundle import BundleContents, write_bundle
@@ -40,6 +41,7 @@ from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.deterministic import leave_out_clocks
 from mmcompress.spec.loader import list_given_keys
+from mmcompress.spec.name_lines import name_spec_lines
 from mmcompress.spec.schema import WHOLE_REQUEST, Node, Resources, Spec
 from mmcompress.spec.space import Space, find_default_space, load_space
 from mmcompress.spec.target import Goal, parse_target
@@ -329,7 +331,8 @@ def open_run(
     whole_space = load_space(options.get("space") or find_default_space(), spec, fixed=given_keys)
     on_progress("load", f"{spec.name}: {len(spec.list_model_nodes())} models", None)
 
-    data = open_data(spec)
+    with name_spec_lines(spec_path, overrides):
+        data = open_data(spec)
     shortage = describe_shortage(spec, data)
     if shortage:
         on_progress("load", shortage, None)
@@ -337,11 +340,13 @@ def open_run(
 
     # A device that is not there is told before weights are loaded.
     choose_device(spec.compute.device)
-    models = load_models(spec)
-    # A checkpoint that can't be rewound to is reported now, not after hours of work.
-    load_rewind_models(spec, models)
-    check_prune_options(spec, models)
+    with name_spec_lines(spec_path, overrides):
+        models = load_models(spec)
+        # A checkpoint that can't be rewound to is reported now, not after hours of work.
+        load_rewind_models(spec, models)
+        check_prune_options(spec, models)
 
+    trim_remote_cache(spec.cache.max_gb)
     models = place_models(models, spec.compute)
     pipeline = TorchPipeline(spec, models)
     if pipeline.device != CPU:
