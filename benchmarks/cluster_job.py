@@ -36,6 +36,8 @@ LOOPBACK = "127.0.0.1"
 """Everything of the cluster listens here."""
 WORKER_NODES = 2
 """Nodes that evaluate trials and train."""
+OBJECT_STORE_BYTES = 1_000_000_000
+"""Bytes of the object store of each node. It must hold the models of the killed job, too."""
 TRIALS_BEFORE_KILL = 8
 """Finished trials after which the search is killed."""
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -75,6 +77,7 @@ class SmallCluster:
             initialize_head=True,
             head_node_args={
                 "num_cpus": 0,
+                "object_store_memory": OBJECT_STORE_BYTES,
                 "include_dashboard": True,
                 "node_ip_address": LOOPBACK,
                 "dashboard_host": LOOPBACK,
@@ -83,7 +86,11 @@ class SmallCluster:
             },
         )
         for _ in range(WORKER_NODES):
-            self.cluster.add_node(num_cpus=1, node_ip_address=LOOPBACK)
+            self.cluster.add_node(
+                num_cpus=1,
+                node_ip_address=LOOPBACK,
+                object_store_memory=OBJECT_STORE_BYTES,
+            )
 
     @property
     def address(self) -> str:

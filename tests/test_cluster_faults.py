@@ -161,7 +161,8 @@ def test_trials_go_where_their_resources_are(tmp_path, start_cluster, make_execu
     assert {t.worker.partition("/")[0] for t in trials} == {one.nodes[1].node_id[:8]}
     executor.resources = TaskResources(cpu=64, custom={"none": 1})
     told = executor.explain_wait()
-    assert told.startswith("a trial reserves 64 CPU, 1 none; the nodes have ")
+    assert told.startswith("a trial reserves 64 CPU, 1 none, and 0.00 GB of the object store of ")
+    assert "GB of object store" in told
     assert "2 CPU, 1 GPU" in told and "1 big" in told
 
 

@@ -823,3 +823,30 @@ def test_names_of_readings_become_absolute(tmp_path):
     (tmp_path / "spec.yaml").write_text("nodes: {}\nmeasure: {readings: far.json}\n")
     document = load_document(tmp_path / "spec.yaml")
     assert document["measure"]["readings"] == str(tmp_path / "far.json")
+
+
+def test_a_search_whose_trials_do_not_begin_says_what_they_wait_for(tmp_path, monkeypatch):
+    """Ray waits without a word for a node that has room."""
+    monkeypatch.setattr("mmcompress.search.search_session.QUIET_SECONDS", 0.05)
+
+    class SlowExecutor(ThreadPoolExecutor):
+        def submit(self, evaluate, /, *args, **kwargs):
+            return super().submit(self._answer, evaluate, args)
+
+        def _answer(self, evaluate, args):
+            time.sleep(0.2)
+            return {**evaluate(None, *args), "worker": "here"}
+
+        def explain_wait(self):
+            return "a trial reserves 64 CPU"
+
+    told = []
+    with SlowExecutor(1) as executor:
+        go(
+            tmp_path / "j",
+            trials=1,
+            mutations=0,
+            executor=executor,
+            progress=lambda message, share: told.append(message),
+        )
+    assert "no trial has ended for 0 min: a trial reserves 64 CPU" in told

@@ -11,7 +11,6 @@ it has from the journal.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field, replace
 
 import optuna
@@ -227,9 +226,7 @@ class OrderedSession(SearchSession):
             for proposal in self.journal.number_proposals(self.batch):
                 self.submit(proposal)
             while self.running:
-                finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    self.settle_trial(self.running.pop(future))
+                self.settle_next()
             for proposal in self.batch:
                 self.journal.settle(proposal)
 

@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
+from ray.experimental import get_object_locations
 
 from mmcompress.errors import ClusterError
 from mmcompress.runtime.addresses import hide_password
@@ -165,7 +166,19 @@ class RayExecutor(Executor):
         for node in ray.nodes():  # type: ignore[no-untyped-call]
             if node["Alive"]:
                 nodes.append(_describe_node(node))
-        return f"a trial reserves {wanted}; the nodes have {'; '.join(nodes) or 'nothing'}"
+        sent_gb = self._measure_context() / BYTES_PER_GB
+        return (
+            f"a trial reserves {wanted}, and {sent_gb:.2f} GB of the object store of its node; the "
+            f"nodes have {'; '.join(nodes) or 'nothing'}"
+        )
+
+    def _measure_context(self) -> float:
+        """Return the bytes of the context in the object store; 0 where Ray does not know them."""
+        try:
+            places = get_object_locations([self.context])
+        except RayError:
+            return 0.0
+        return float(places.get(self.context, {}).get("object_size") or 0.0)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop Ray if this executor started it."""
@@ -244,10 +257,12 @@ def _describe_node(node: Mapping[str, Any]) -> str:
     """Return what a node of a cluster has, in words."""
     known = dict(node["Resources"])
     memory_gb = known.pop("memory", 0.0) / BYTES_PER_GB
+    store_gb = known.pop("object_store_memory", 0.0) / BYTES_PER_GB
     parts = [f"{known.pop(name, 0.0):g} {name}" for name in ("CPU", "GPU")]
     parts.append(f"{memory_gb:.1f} GB")
+    parts.append(f"{store_gb:.2f} GB of object store")
     for name, count in sorted(known.items()):
-        if name != "object_store_memory" and not name.startswith(("node:", "accelerator_type:")):
+        if not name.startswith(("node:", "accelerator_type:")):
             parts.append(f"{count:g} {name}")
     return ", ".join(parts)
 

@@ -27,6 +27,7 @@ from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.runtime.quiet_loggers import silence_logger
 from mmcompress.search.executors import (
     Evaluate,
+    ExplainsWait,
     SubmittedTask,
     TaskResult,
     retry_failed_task,
@@ -57,6 +58,9 @@ SAMPLING_SHARE = 0.5
 
 MIN_WORK_SECONDS = 0.05
 """Mean seconds of a trial below which workers are not waited for: estimates take no time."""
+
+QUIET_SECONDS = 120.0
+"""Seconds without a trial that ends, after which a person is told what tasks wait for."""
 
 MAX_REPEATS_PER_TRIAL = 4
 """Known candidates a sampler may propose, per trial of the session, before nothing more is sampled.
@@ -343,9 +347,15 @@ class SearchSession:
             self._fill_workers()
             if not self.running:
                 return
-            finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                self.settle_trial(self.running.pop(future))
+            self.settle_next()
+
+    def settle_next(self) -> None:
+        """Wait for a trial to end, and settle it; tell a person when none does."""
+        finished, _ = wait(self.running, timeout=QUIET_SECONDS, return_when=FIRST_COMPLETED)
+        if not finished:
+            self.tell_wait()
+        for future in finished:
+            self.settle_trial(self.running.pop(future))
 
     def make_dice(self) -> random.Random:
         """Make the dice of the level switches: they depend on how many results are known."""
@@ -355,6 +365,14 @@ class SearchSession:
         """Tell what the trials of this session are."""
         if self.plan:
             self.progress(self.plan, 0.0)
+
+    def tell_wait(self) -> None:
+        """Tell that no trial has ended for a while, and what the executor says of it."""
+        message = f"no trial has ended for {QUIET_SECONDS / 60:.0f} min"
+        executor = self.inputs.executor
+        if isinstance(executor, ExplainsWait):
+            message += f": {executor.explain_wait()}"
+        self.progress(message, None)
 
     def _fill_workers(self) -> None:
         """Propose and submit candidates until every worker has one."""
