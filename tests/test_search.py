@@ -708,6 +708,12 @@ def test_a_rich_space_is_split_in_as_many_ways_as_can_be_solved():
     alike = {n: {"fp32": 0.0, "int8": 0.1} for n in many}
     left, _ = splitting.limit_combinations(many, alike, lengths=[], whole_ms=lambda n, p: ms[p])
     assert prod(map(len, left.values())) <= splitting.MAX_COMBINATIONS and ["int8"] in left.values()
+    # Thirty windows: three lengths of each are more than a machine can try.
+    left, windows = splitting.limit_combinations(
+        many, alike, lengths=[window] * 30, whole_ms=lambda n, p: ms[p]
+    )
+    assert prod(map(len, left.values())) * prod(map(len, windows)) <= splitting.MAX_COMBINATIONS
+    assert windows[0] == [100, 400, 700] and windows[-1] == [700]
 
 
 def test_of_splits_that_do_no_harm_the_knapsack_takes_the_largest():

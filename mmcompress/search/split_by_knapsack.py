@@ -107,8 +107,8 @@ def limit_combinations(
     """Leave out precisions and window lengths until few enough combinations of them remain.
 
     First each node keeps the precision of least loss and the quickest one, then windows keep three
-    lengths, then nodes keep the quickest precision alone. Nodes whose quickest precision does least
-    harm are limited first.
+    lengths. Then nodes keep the quickest precision alone, and at last windows stay whole. Nodes
+    whose quickest precision does least harm are limited first.
 
     Args:
         precisions: Precisions by node.
@@ -117,8 +117,7 @@ def limit_combinations(
         whole_ms: Predicts the milliseconds of a whole node in a precision.
 
     Returns:
-        Precisions by node and lengths by window; at most `MAX_COMBINATIONS` of them where that can
-            be reached.
+        Precisions by node and lengths by window; at most `MAX_COMBINATIONS` of them.
     """
     remaining = {node_name: list(choices) for node_name, choices in precisions.items()}
     windows = [list(window) for window in lengths]
@@ -143,6 +142,10 @@ def limit_combinations(
     for node_name in sorted(remaining, key=measure_harm):
         if has_too_many():
             remaining[node_name] = [find_quickest(node_name)]
+    # Of many windows, the last ones stay whole: the sampler may still cut them.
+    for i in reversed(range(len(windows))):
+        if has_too_many():
+            windows[i] = [max(windows[i])]
     return remaining, windows
 
 
