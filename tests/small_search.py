@@ -95,31 +95,9 @@ def problem(budget=2.5):
     )
 
 
-def go(
-    path,
-    evaluate=evaluate_units,
-    trials=10,
-    mutations=6,
-    executor=None,
-    workers=1,
-    retries=0,
-    starts=(),
-    seeds=(),
-    sampler="tpe",
-    progress=ignore_progress,
-):
-    inputs = make_inputs(
-        evaluate=evaluate,
-        trials=trials,
-        mutations=mutations,
-        executor=executor,
-        workers=workers,
-        retries=retries,
-        starts=starts,
-        seeds=seeds,
-        sampler=sampler,
-        progress=progress,
-    )
+def go(path, evaluate=evaluate_units, **options):
+    """Search the small space; `make_inputs` has the options."""
+    inputs = make_inputs(evaluate, **options)
     return run_study(study.open_study(path), problem(), inputs=inputs)
 
 

@@ -53,7 +53,8 @@ def test_an_option_of_the_data_is_named_with_its_line(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "error", [ModelError("weights.safetensors: torn"), DiskFull("data: no room"), ValueError("x")]
+    "error",
+    [ModelError("weights.safetensors: torn"), DiskFull("/runs/data: no room"), ValueError("x")],
 )
 def test_what_names_no_key_stays_as_it_is(tiny, error):
     with pytest.raises(type(error)) as caught, name_spec_lines(tiny / "spec.yaml", None):

@@ -31,7 +31,7 @@ from mmcompress.measure.latency.benchmark_in_subprocess import (
 )
 from mmcompress.runtime.bundle import read_manifest
 from mmcompress.runtime.check_manifest import TEXT_TYPE
-from mmcompress.runtime.progress import StageProgress
+from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.runtime.providers import CPU_PROVIDER
 from mmcompress.search.executors import ExecutorSettings
 from mmcompress.search.ray_executor import use_ray
@@ -291,12 +291,8 @@ def _complete_table_there(
     needs: Sequence[TableNeed], *, threads: int, precisions: Sequence[str], provider: str
 ) -> DeviceTable:
     return Benchmarker().complete_device_table(
-        needs, threads, precisions=precisions, progress=_ignore_rows, provider=provider
+        needs, threads, precisions=precisions, progress=ignore_progress, provider=provider
     )
-
-
-def _ignore_rows(message: str, share: float | None) -> None:
-    """Take the progress of a table, which nobody sees there."""
 
 
 def _time_export_there(

@@ -112,19 +112,27 @@ def add_provider(
     """
     if name == CPU_PROVIDER:
         return [CPU_NAME]
-    provider = find_provider(name)
-    distribution = PROVIDERS.get_fact(name, "distribution") or name
+    found = find_provider(name)
     options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
-    provider_options = provider.make_options(threads)
-    if not provider.plugin:
-        return [(provider.name, provider_options), CPU_NAME]
-    devices = _list_plugin_devices(provider, distribution)
-    options.add_provider_for_devices([devices[0]], provider_options)
+    provider_options = found.provider.make_options(threads)
+    if found.plugin_device is None:
+        return [(found.provider.name, provider_options), CPU_NAME]
+    options.add_provider_for_devices([found.plugin_device], provider_options)
     return None
 
 
-def find_provider(name: str) -> Provider:
-    """Return a provider that this machine has.
+@dataclass(frozen=True, kw_only=True)
+class FoundProvider:
+    """A provider that this machine has."""
+
+    provider: Provider
+    """Its record."""
+    plugin_device: Any
+    """The device of its plug-in; None where ONNX Runtime itself has the provider."""
+
+
+def find_provider(name: str) -> FoundProvider:
+    """Find a provider on this machine.
 
     Raises:
         MissingProvider: It is not installed, or it finds no device here.
@@ -136,17 +144,19 @@ def find_provider(name: str) -> Provider:
             "pip install -U onnxruntime"
         )
     distribution = PROVIDERS.get_fact(name, "distribution") or name
-    if not provider.plugin:
-        if provider.name not in onnxruntime.get_available_providers():
+    if provider.plugin:
+        devices = _list_plugin_devices(provider, distribution)
+        if not devices:
             raise MissingProvider(
-                f"provider {name}: this ONNX Runtime has no {provider.name}; "
-                f"{_describe_install(distribution)}"
+                f"provider {name}: {distribution} finds no device for {provider.name} here"
             )
-    elif not _list_plugin_devices(provider, distribution):
+        return FoundProvider(provider=provider, plugin_device=devices[0])
+    if provider.name not in onnxruntime.get_available_providers():
         raise MissingProvider(
-            f"provider {name}: {distribution} finds no device for {provider.name} here"
+            f"provider {name}: this ONNX Runtime has no {provider.name}; "
+            f"{_describe_install(distribution)}"
         )
-    return provider
+    return FoundProvider(provider=provider, plugin_device=None)
 
 
 def _describe_install(distribution: str) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import DataError, DiskFull, ModelError
+from mmcompress.errors import DataError, ModelError
 from mmcompress.spec.loader import YamlSource
 
 NAMED_KEY = re.compile(r"((?:nodes|data|metrics|measure|prune)(?:\.[\w-]+)*): ")
@@ -35,7 +35,7 @@ def name_spec_lines(spec_path: str | Path, overrides: dict[str, Any] | None) -> 
     except (ModelError, DataError) as error:
         message = str(error)
         match = NAMED_KEY.match(message)
-        if match is None or isinstance(error, DiskFull):
+        if match is None:
             raise
         path = tuple(match.group(1).split("."))
         rest = message[match.end() :]
