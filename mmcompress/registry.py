@@ -421,27 +421,27 @@ FAMILIES = Registry(
     {
         "open_clip/image_encoder": (
             "mmcompress.models.families.open_clip:load_image_encoder",
-            "open_clip ViT image tower",
+            "ViT, CoCa, ModifiedResNet, timm ResNet, timm EfficientNet",
         ),
         "open_clip/text_decoder": (
             "mmcompress.models.families.open_clip:load_text_decoder",
-            "CoCa's caption decoder",
+            "CoCa",
         ),
         "open_clip/text_encoder": (
             "mmcompress.models.families.open_clip:load_text_encoder",
-            "open_clip text tower",
+            "text towers",
         ),
         "transformers/image_encoder": (
             "mmcompress.models.families.transformers_encoders:load_image_encoder",
-            "CLIP, SigLIP, ViT, DINOv2, BLIP, GIT, LLaVA image towers",
+            "CLIP, SigLIP, ViT, DINOv2, BLIP, GIT, LLaVA, VisionEncoderDecoder",
         ),
         "transformers/text_encoder": (
             "mmcompress.models.families.transformers_encoders:load_text_encoder",
-            "CLIP and SigLIP text towers; BERT, RoBERTa, MiniLM sentence encoders",
+            "CLIP, SigLIP, BERT, MiniLM, RoBERTa",
         ),
         "transformers/audio_encoder": (
             "mmcompress.models.families.transformers_encoders:load_audio_encoder",
-            "Whisper's encoder",
+            "Whisper",
         ),
         "transformers/fusion_encoder": (
             "mmcompress.models.families.fusion_encoders:load_fusion_encoder",
@@ -449,7 +449,7 @@ FAMILIES = Registry(
         ),
         "transformers/text_decoder": (
             "mmcompress.models.families.transformers_decoders:load_text_decoder",
-            "mBART, GPT-2, BERT, BLIP, Whisper, T5 (cross-attention); GIT, LLaVA (prefix)",
+            "mBART, GPT-2, BERT, VisionEncoderDecoder, BLIP, Whisper, T5, GIT, LLaVA",
         ),
     },
 )

@@ -1,6 +1,6 @@
 """A whole run of a tiny pipeline on a simulated machine, for a test that kills it.
 
-`killed_run.py SPEC OUT`: it goes on in the folder, if there is one.
+`killed_run.py SPEC OUT`: it goes on in the folder, or at the storage URL, if there is a run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 from simulated import SimulatedBenchmarker, StoppedClock
 
 from mmcompress.run.run_targets import run
+from mmcompress.spec.storage_urls import is_remote
+from mmcompress.workspace import lease, mirror_run
 
 CHANGES = {
     "search.deterministic": True,
@@ -21,7 +23,7 @@ CHANGES = {
 }
 
 
-def run_tiny(spec: Path, out: Path):
+def run_tiny(spec: Path, out: Path | str):
     """Run the pipeline; returns its summary."""
     import torch
 
@@ -30,11 +32,14 @@ def run_tiny(spec: Path, out: Path):
         spec,
         out,
         overrides=CHANGES,
-        resume=out.exists(),
+        resume=is_remote(str(out)) or out.exists(),
         bench=SimulatedBenchmarker(),
         clock=StoppedClock(),
     )
 
 
 if __name__ == "__main__":
-    run_tiny(Path(sys.argv[1]), Path(sys.argv[2]))
+    mirror_run.SAVE_SECONDS = 0.1
+    lease.SETTLE_SECONDS = 0.0
+    place = sys.argv[2]
+    run_tiny(Path(sys.argv[1]), place if is_remote(place) else Path(place))

@@ -41,6 +41,10 @@ class SmallCluster:
         """End the process that knows of all nodes."""
         self.cluster.head_node.kill_gcs_server()
 
+    def restart_head(self):
+        """Start that process again; what it knew is in Redis, where there is one."""
+        self.cluster.head_node.start_gcs_server()
+
 
 def by_value(function):
     """Return a function that goes to workers with its code: they can't import a test module."""

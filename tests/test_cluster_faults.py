@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from small_cluster import by_value
+from small_redis import serve_redis
 from small_search import go
 
 from mmcompress.errors import ClusterError
@@ -24,6 +25,9 @@ from mmcompress.search.executors import ExecutorSettings
 from mmcompress.search.ray_executor import RayExecutor
 from mmcompress.spec.schema import Cluster, RuntimeEnv, TaskResources
 from mmcompress.storage import read_record
+
+AWAY_SECONDS = 3
+"""Seconds between the death of a head and its return."""
 
 
 @pytest.fixture()
@@ -248,3 +252,32 @@ def test_a_run_whose_cluster_loses_its_head_says_how_to_go_on_and_does(
     assert len(keys) == len(summary.trials)
     doctor = [sys.executable, "-m", "mmcompress.cli", "doctor", str(out)]
     assert subprocess.run(doctor, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.very_slow
+@pytest.mark.timeout(600)
+def test_a_head_that_keeps_its_state_in_redis_comes_back_and_the_run_goes_on(
+    tiny, tmp_path, start_cluster, monkeypatch
+):
+    (tmp_path / "redis").mkdir()
+    with serve_redis(tmp_path / "redis") as address:
+        monkeypatch.setenv("RAY_REDIS_ADDRESS", address)
+        one = start_cluster({"num_cpus": 2})
+        out = tmp_path / "r"
+        command = [sys.executable, "-m", "mmcompress.cli", "run", str(tiny / "spec.yaml")]
+        command += ["--out", str(out), "--set", "search.executor=ray", "--trials", "8"]
+        process = subprocess.Popen(
+            [*command, "--ray-address", one.cluster.address],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for_stage(out, "search", process=process)
+        one.lose_head()
+        time.sleep(AWAY_SECONDS)
+        one.restart_head()
+        _, told = process.communicate(timeout=400)
+        assert process.returncode in (0, 3), told[-2000:]
+        summary = read_record(Summary, out / "summary.json")
+        check_journal(out / "study.journal", summary.trials)
+        one.cluster.shutdown()

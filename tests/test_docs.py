@@ -15,6 +15,7 @@ from made_summary import make_summary
 
 from mmcompress.cli import main
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.registry import FAMILIES
 from mmcompress.workspace.folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,6 +122,22 @@ def list_documented_keys(page: str, event: str) -> set[str]:
     """Return the keys in the table of an event."""
     section = page.split(f"## `{event}`\n")[1].split("\n## ")[0]
     return set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+
+
+def test_the_table_of_models_says_what_the_command_lists():
+    page = (ROOT / "docs/reference/models.md").read_text()
+    header, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in page.splitlines()
+        if line.startswith("|") and "---" not in line
+    ]
+    documented = {}
+    for kind, *families in rows:
+        for library, names in zip(header[1:], families, strict=True):
+            if names:
+                documented[f"{library}/{kind}"] = names
+    listed = {name: FAMILIES.get_about(name) for name in FAMILIES.list_names()}
+    assert documented == listed
 
 
 def test_the_keys_of_every_event_are_documented(capsys, tmp_path):

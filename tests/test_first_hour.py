@@ -156,9 +156,9 @@ def test_what_is_missing_is_named_with_its_cure(tmp_path, monkeypatch):
     quota = tmp_path / "cpu.max"
     assert environment.check_quota(tmp_path / "none").state == "good"
     quota.write_text("max 100000\n")
-    assert environment.check_quota(quota).state == "good"
+    assert environment.check_quota(tmp_path).state == "good"
     quota.write_text("150000 100000\n")
-    assert "1.5 cores" in environment.check_quota(quota).detail
+    assert "1.5 cores" in environment.check_quota(tmp_path).detail
     memory = tmp_path / "meminfo"
     memory.write_text("MemTotal:  8000000 kB\nMemAvailable: 1000000 kB\n")
     assert "--workers 1" in environment.check_memory(memory).detail

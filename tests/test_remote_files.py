@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from small_s3 import serve_s3
 
 from mmcompress.data import remote_files
 from mmcompress.data.open_dataset import open_dataset
@@ -24,43 +25,23 @@ BUCKET = "models"
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory):
     """`storage(folder, name)`: put a folder into the bucket; returns its URL."""
-    import boto3
-    from moto.server import ThreadedMotoServer
+    with serve_s3(BUCKET) as client:
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    settings = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=BUCKET)
+        def put(folder: Path, name: str) -> str:
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    key = f"{name}/{path.relative_to(folder).as_posix()}"
+                    client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
+            return f"s3://{BUCKET}/{name}"
 
-    def put(folder: Path, name: str) -> str:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                key = f"{name}/{path.relative_to(folder).as_posix()}"
-                client.put_object(Bucket=BUCKET, Key=key, Body=path.read_bytes())
-        return f"s3://{BUCKET}/{name}"
-
-    yield put
-    server.stop()
-    for name, value in before.items():
-        os.environ.pop(name)
-        if value is not None:
-            os.environ[name] = value
+        yield put
 
 
 @pytest.fixture()
 def downloads(monkeypatch):
     """The files that were fetched."""
     fetched = []
-    opened = remote_files._open_filesystem
+    opened = remote_files.open_filesystem
 
     def open_noting(url):
         filesystem = opened(url)
@@ -73,7 +54,7 @@ def downloads(monkeypatch):
         filesystem.get_file = get_noting
         return filesystem
 
-    monkeypatch.setattr(remote_files, "_open_filesystem", open_noting)
+    monkeypatch.setattr(remote_files, "open_filesystem", open_noting)
     return fetched
 
 
@@ -118,7 +99,7 @@ def test_a_folder_is_fetched_once_and_again_when_it_changes(storage, downloads, 
 
 def test_a_fetch_that_was_cut_off_leaves_nothing_that_counts(storage, tmp_path, monkeypatch):
     url = storage(write_folder(tmp_path / "a", x="1", y="2"), "cut")
-    opened = remote_files._open_filesystem
+    opened = remote_files.open_filesystem
 
     def open_broken(url):
         filesystem = opened(url)
@@ -133,7 +114,7 @@ def test_a_fetch_that_was_cut_off_leaves_nothing_that_counts(storage, tmp_path, 
         return filesystem
 
     with monkeypatch.context() as patch:
-        patch.setattr(remote_files, "_open_filesystem", open_broken)
+        patch.setattr(remote_files, "open_filesystem", open_broken)
         with pytest.raises(DataError, match="s3://models/cut: can't be read: the line went dead"):
             fetch_remote(url)
     assert (fetch_remote(url) / "y").read_text() == "2"
@@ -202,6 +183,6 @@ def test_a_name_that_leads_out_of_the_cache_is_refused(monkeypatch):
         def find(self, root, detail):
             return {"mm/a/../../x": {"size": 1, "ETag": "1"}}
 
-    monkeypatch.setattr(remote_files, "_open_filesystem", lambda url: Storage())
+    monkeypatch.setattr(remote_files, "open_filesystem", lambda url: Storage())
     with pytest.raises(DataError, match=r"a name with '\.\.' is not fetched"):
         fetch_remote("s3://models/a")

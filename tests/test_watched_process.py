@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from mmcompress.cli import watched_process
-from mmcompress.cli.program_name import name_program
+from mmcompress.cli.program_name import make_resume_line, name_program
 from mmcompress.cli.watched_process import is_watched
+from mmcompress.workspace.command_line import SENT_AS_VARIABLE, read_command_line
 
 CHILD = """
 import os, signal, sys, time
@@ -117,6 +119,21 @@ def test_a_child_whose_parent_is_killed_ends_as_after_sigterm():
         child = int(process.stdout.readline())
         process.kill()
     assert is_gone_within(20, child)
+
+
+def test_a_job_goes_on_by_the_line_that_sent_it(monkeypatch):
+    sent_as = "mmcompress submit my.yaml --address http://head:8265 --out /shared/run"
+    monkeypatch.setenv(SENT_AS_VARIABLE, sent_as)
+    assert make_resume_line(["run", "spec.yaml", "--out", "/shared/run"]) == sent_as
+    assert read_command_line() == sent_as
+
+
+def test_the_line_that_goes_on_can_be_copied_into_a_shell(monkeypatch):
+    arguments = ["run", "my spec.yaml", "--target", "12ms p95"]
+    line = make_resume_line(arguments, flags=["--debug"])
+    assert shlex.split(line)[1:] == ["--debug", *arguments, "--resume"]
+    monkeypatch.setattr(sys, "argv", ["mmcompress", *arguments])
+    assert shlex.split(read_command_line()) == ["mmcompress", *arguments]
 
 
 def test_a_line_to_copy_names_the_program_as_it_is_found(monkeypatch, tmp_path):

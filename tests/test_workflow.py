@@ -34,7 +34,7 @@ from mmcompress.run.approach_target import (
 from mmcompress.run.compress.restart import StartChoice, choose_start
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure, FitTolerances
 from mmcompress.run.next_artifact import (
-    LONGER_WRITING_FACTOR,
+    ROUNDED_FINAL_FACTOR,
     Artifact,
     ArtifactLimits,
     Done,
@@ -1011,8 +1011,8 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         r.goal.compute_target_ms(dense.latency_ms),
         r.goal.compute_p95_ratio(dense.latency_ms),
     )
-    # It is expected to write a little more than the dense pipeline.
-    expected = replace(predict, correction=LONGER_WRITING_FACTOR * predict.correction)
+    # It is expected to take a little more than its structure.
+    expected = replace(predict, correction=ROUNDED_FINAL_FACTOR * predict.correction)
     p = build_problem(
         r, ev, predictor=replace(expected, p95_ratio=tail), budget_ms=AIMED_SHARE * ms
     )

@@ -2,6 +2,7 @@
 
     python tools/write_reference.py            writes them
     python tools/write_reference.py --check    exit code 1 where a page differs from the code
+    python tools/write_reference.py --release  keys of the spec that are new belong to this version
 
 `docs/reference/spec.md` comes from the records of a spec, and `docs/reference/commands.md` from the
 commands. `docs/reference/kinds.md` comes from the kinds of node, and
@@ -27,6 +28,7 @@ from mmcompress.registry import NODE_KINDS
 from mmcompress.results.records import SUMMARY_FORMAT, Summary
 from mmcompress.spec.schema import Spec
 from mmcompress.storage import describe_record
+from mmcompress.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 """The folder of the repository."""
@@ -43,6 +45,9 @@ SUMMARY_PAGE = ROOT / "docs" / "reference" / "summary.md"
 KINDS_PAGE = ROOT / "docs" / "reference" / "kinds.md"
 """The page of all kinds of node with their ports."""
 
+RELEASED_KEYS = ROOT / "tools" / "released_spec_keys.json"
+"""The keys of a spec that each released version added, by version."""
+
 README = ROOT / "README.md"
 """The page with the table of results."""
 
@@ -54,6 +59,9 @@ RESULTS_BEGIN = "<!-- results: written by tools/write_reference.py -->\n"
 
 RESULTS_END = "<!-- end of results -->"
 """The line behind the table of results."""
+
+KEY_HEADING = "### `"
+"""How the heading of a key begins on a page."""
 
 BOUND_WORDS = {
     "minimum": "at least",
@@ -73,7 +81,51 @@ def format_spec_page() -> str:
         "`mmcompress schema` prints the same as a JSON Schema, for editors.",
         "",
     ]
-    return format_record_page(Spec, lines, title="The spec")
+    page = format_record_page(Spec, lines, title="The spec")
+    versions = {}
+    for version, keys in read_released_keys().items():
+        versions.update(dict.fromkeys(keys, version))
+    return tell_versions(page, versions)
+
+
+def read_released_keys() -> dict[str, list[str]]:
+    """Read the keys of a spec that each released version added, by version."""
+    released: dict[str, list[str]] = json.loads(RELEASED_KEYS.read_text(encoding="utf-8"))
+    return released
+
+
+def list_keys_of_page(page: str) -> list[str]:
+    """List the keys that a page of a record describes."""
+    return [line.strip("# `") for line in page.splitlines() if line.startswith(KEY_HEADING)]
+
+
+def tell_versions(page: str, versions: Mapping[str, str]) -> str:
+    """Tell below the heading of every key of a page since which version it is there.
+
+    Args:
+        page: The page.
+        versions: The version that added a key; keys that it lacks belong to the version at hand.
+    """
+    lines: list[str] = []
+    key = ""
+    for line in page.splitlines():
+        if line.startswith(KEY_HEADING):
+            key = line.strip("# `")
+        elif line and key:
+            # The first line below a heading says what values the key may have.
+            line += f" Since {versions.get(key, __version__)}."
+            key = ""
+        lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
+def release_keys() -> None:
+    """Write down which keys the version at hand adds: `--release`, when it is released."""
+    released = read_released_keys()
+    known = {key for keys in released.values() for key in keys}
+    added = [key for key in list_keys_of_page(format_spec_page()) if key not in known]
+    released[__version__] = added
+    RELEASED_KEYS.write_text(json.dumps(released, indent=1) + "\n", encoding="utf-8")
 
 
 def format_summary_page() -> str:
@@ -318,7 +370,10 @@ def main() -> None:
     """Write every page, or tell which differ."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--release", action="store_true")
     arguments = parser.parse_args()
+    if arguments.release:
+        release_keys()
     pages = {
         SPEC_PAGE: format_spec_page(),
         COMMANDS_PAGE: format_commands_page(),

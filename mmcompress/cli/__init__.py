@@ -88,6 +88,10 @@ COMMANDS = {
         target="mmcompress.cli.push:push_command",
         about="Share a bundle on the Hugging Face hub, private by default.",
     ),
+    "fetch": CommandRow(
+        target="mmcompress.cli.fetch:fetch_command",
+        about="Copy a run from a storage URL.",
+    ),
     "device": CommandRow(
         target="mmcompress.cli.device:device_command",
         about="Search for a device that is not this machine.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import shlex
 import signal
 import sys
 import threading
@@ -20,7 +19,7 @@ from click.shell_completion import CompletionItem
 from rich.markup import escape
 
 from mmcompress.cli.console import err
-from mmcompress.cli.program_name import name_program
+from mmcompress.cli.program_name import make_resume_line
 from mmcompress.cli.watched_process import is_watched, run_watched, tell_watcher
 from mmcompress.errors import MmcompressError, find_disk_error
 from mmcompress.registry import name_missing_packages, resolve_entry
@@ -179,10 +178,7 @@ class LazyGroup(click.Group):
         row = self.commands_by_name.get(name)
         if row is None or not row.is_resumable:
             return ""
-        arguments = list(self.arguments)
-        if "--resume" not in arguments:
-            arguments.append("--resume")
-        return f"; go on with: {shlex.join([name_program(), *flags, *arguments])}"
+        return f"; go on with: {make_resume_line(self.arguments, flags=flags)}"
 
 
 def _shows_tracebacks(context: click.Context) -> bool:

@@ -103,6 +103,6 @@ def print_claims(folder: RunFolder) -> None:
         out.print(f"{escape(claim['claim'])}: {verdict} ({points})", soft_wrap=True)
 
 
-def print_path(name: str, path: Path) -> None:
+def print_path(name: str, path: Path | str) -> None:
     """Print where something was written."""
     out.print(f"{name:<7} {escape(str(path))}", soft_wrap=True)

@@ -38,8 +38,10 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.registry import resolve_entry
 from mmcompress.report.trackers.base import Tracker, open_tracker
 from mmcompress.results.records import RETAINED_LIMIT, Summary
+from mmcompress.spec.storage_urls import is_remote
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import WAIT_OR_CHOOSE, is_held
+from mmcompress.workspace.mirror_run import locate_run_folder
 
 RUN_TARGETS = "mmcompress.run.run_targets:run_targets"
 """What does the work. It takes torch, which needs seconds to be imported: a spec that is wrong is
@@ -50,7 +52,10 @@ told before."""
 @click.argument("spec", type=click.Path())
 @add_run_options
 @click.option(
-    "--out", "folder", type=click.Path(), help="Run folder (default: runs/NAME-TARGET-sSEED)."
+    "--out",
+    "folder",
+    type=click.Path(),
+    help="Run folder, or storage URL such as s3://bucket/run (default: runs/NAME-TARGET-sSEED).",
 )
 @from_option
 @max_time_option
@@ -80,7 +85,8 @@ def run_command(
     overrides = collect_overrides(**options)
     load_spec(spec, overrides)
     folder = folder or choose_default_folder(spec, overrides)
-    if is_held(RunFolder(path=Path(folder))):
+    run_folder = RunFolder(path=locate_run_folder(folder))
+    if is_held(run_folder):
         raise DataError(f"{folder}: a process is working on this run: {WAIT_OR_CHOOSE}")
     # A server that does not answer is told now, not after the run.
     trackers = [open_tracker(address) for address in track_addresses]
@@ -95,7 +101,6 @@ def run_command(
             max_time=max_time,
             on_progress=on_progress,
         )
-    run_folder = RunFolder(path=Path(folder))
     for number, summary in enumerate(summaries):
         target_folder = run_folder.get_target_folder(summary.target.text)
         if number == 0 and run_folder.summary.exists():
@@ -106,15 +111,23 @@ def run_command(
         else:
             print_summary(summary)
             out.print()
-            print_path("report", target_folder.report)
-            print_path("bundle", target_folder.bundle)
+            _print_place("report", target_folder.report, out=folder)
+            _print_place("bundle", target_folder.bundle, out=folder)
         for tracker in trackers:
             _track_result(tracker, summary, folder=target_folder, as_json=as_json)
     if len(summaries) > 1 and not run_folder.summary.exists() and not as_json:
-        print_path("front", run_folder.front_page)
+        _print_place("front", run_folder.front_page, out=folder)
     _require_met_targets(summaries)
     _require_determined_limits(summaries)
     _require_determined_quality(summaries)
+
+
+def _print_place(name: str, path: Path, *, out: str) -> None:
+    """Print where something was written: at its storage URL, where the run is kept at one."""
+    print_path(name, path)
+    if is_remote(out):
+        inner_path = path.relative_to(locate_run_folder(out)).as_posix()
+        print_path("", f"{out.rstrip('/')}/{inner_path}")
 
 
 def _track_result(tracker: Tracker, summary: Summary, *, folder: RunFolder, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 from mmcompress.cli.console import err
 from mmcompress.cli.lazy_group import INTERRUPTED_EXIT_CODE
 from mmcompress.cli.options import add_run_options, address_option, collect_overrides
+from mmcompress.cli.program_name import name_program
 from mmcompress.graph.load_spec import load_document, load_spec
 from mmcompress.registry import resolve_entry
 from mmcompress.runtime.addresses import hide_password
@@ -25,7 +27,7 @@ from mmcompress.spec.space import find_default_space
     "folder",
     required=True,
     type=click.Path(),
-    help="Run folder, on storage that the cluster sees.",
+    help="Run folder on storage that the cluster sees, or storage URL such as s3://bucket/run.",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @add_run_options
@@ -51,6 +53,7 @@ def submit_command(
             log=sys.stdout,
             tell_job=sent_jobs.append,
             runtime_env=loaded.cluster.runtime_env,
+            sent_as=hide_password(shlex.join([name_program(), *sys.argv[1:]])),
         )
     except KeyboardInterrupt:
         if not sent_jobs:

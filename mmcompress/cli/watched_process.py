@@ -7,7 +7,6 @@ a word. So a command that uses Ray is the child of one that does not.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from types import FrameType
 
 import yaml
 
-from mmcompress.cli.program_name import name_program
+from mmcompress.cli.program_name import make_resume_line
 
 WATCHED_COMMANDS = ("run", "compare", "ablate")
 """Commands that search, and so may use Ray."""
@@ -98,10 +97,9 @@ def run_watched(arguments: Sequence[str], *, flags: Sequence[str] = ()) -> int:
     os.close(parent_lives[1])
     if has_ended:
         return code
-    again = list(arguments) if "--resume" in arguments else [*arguments, "--resume"]
     print(
         f"the process of the run died ({_describe_death(code)}); nothing that was finished is lost;"
-        f" go on with: {shlex.join([name_program(), *again])}",
+        f" go on with: {make_resume_line(arguments)}",
         file=sys.stderr,
         flush=True,
     )

@@ -1,4 +1,4 @@
-"""Weights and data at a storage URL, such as `s3://bucket/clip`: they are fetched into the cache.
+"""Files at a storage URL, such as `s3://bucket/clip`. Weights and data are fetched into the cache.
 
 Each machine fetches them once: the cache knows them by a hash of the URL and of what the storage
 says of every file. fsspec reads the storage (https://filesystem-spec.readthedocs.io).
@@ -12,11 +12,12 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import DataError, MissingPackage
+from mmcompress.errors import DataError, MissingPackage, MmcompressError
 from mmcompress.registry import OPTIONAL_PACKAGES
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.environment import BYTES_PER_GB
@@ -47,8 +48,8 @@ def fetch_remote(url: str) -> Path:
         DataError: There is nothing at the URL, or it can't be read.
         MissingPackage: The package that reads this storage is not installed.
     """
-    filesystem = _open_filesystem(url)
-    try:
+    filesystem = open_filesystem(url)
+    with name_storage_errors(url, "can't be read"):
         root = filesystem._strip_protocol(url).rstrip("/")
         files: dict[str, Mapping[str, Any]] = filesystem.find(root, detail=True)
         if not files:
@@ -61,11 +62,6 @@ def fetch_remote(url: str) -> Path:
                     target = unfinished / name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     filesystem.get_file(remote, str(target))
-    except DataError:
-        raise
-    except Exception as error:  # every storage raises types of its own
-        reason = str(error).strip() or type(error).__name__
-        raise DataError(f"{url}: can't be read: {reason}") from error
     os.utime(folder)
     is_file = list(files) == [root]
     return folder / names[root] if is_file else folder
@@ -98,8 +94,29 @@ def trim_remote_cache(max_gb: float) -> list[Path]:
     return removed
 
 
-def _open_filesystem(url: str) -> Any:
-    """Return fsspec's file system of a URL."""
+@contextmanager
+def name_storage_errors(url: str, problem: str) -> Iterator[None]:
+    """Turn what a storage raises in the block into a `DataError` that names its URL.
+
+    Args:
+        url: Where the files are.
+        problem: What can't be done, for a person: "can't be read".
+    """
+    try:
+        yield
+    except MmcompressError:
+        raise
+    except Exception as error:  # every storage raises types of its own
+        reason = str(error).strip() or type(error).__name__
+        raise DataError(f"{url}: {problem}: {reason}") from error
+
+
+def open_filesystem(url: str) -> Any:
+    """Return fsspec's file system of a URL.
+
+    Raises:
+        MissingPackage: The package that reads this storage is not installed.
+    """
     scheme = url.partition("://")[0]
     package = REMOTE_PACKAGES[scheme]
     try:

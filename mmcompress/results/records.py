@@ -662,6 +662,8 @@ class Summary:
     """What it costs that generators write freely, and how much each writes."""
     aimed_share: float = 1.0
     """Share of the target that the structure was chosen for."""
+    choice_reason: str = ""
+    """Why the structure was chosen, also where another one has less loss."""
     dense_answers: dict[str, AnswerCounts] = field(default_factory=dict)
     """How many answers of the dense pipeline are empty or equal to one another, by node."""
     compressed_answers: dict[str, AnswerCounts] = field(default_factory=dict)

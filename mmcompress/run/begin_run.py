@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Unpack
 
@@ -12,13 +13,15 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.registry import resolve_entry
 from mmcompress.runtime.cache import find_cache_fault
-from mmcompress.runtime.progress import ignore_progress
+from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.providers import find_provider
 from mmcompress.search.ray_folder import choose_ray_folder
 from mmcompress.spec.schema import Spec
+from mmcompress.spec.storage_urls import is_remote
 from mmcompress.workspace.context import RunContext, open_run
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import hold_folder
+from mmcompress.workspace.mirror_run import keep_run, locate_run_folder
 from mmcompress.workspace.progress_log import ProgressLog
 from mmcompress.workspace.run_options import RunOptions
 
@@ -37,7 +40,7 @@ def begin_run(
 ) -> Iterator[RunContext]:
     """Open a run that this process alone works on until the block ends.
 
-    Args: as `open_run` takes them.
+    Args: as `open_run` takes them; `out` may be a storage URL, too.
 
     Raises:
         DataError: Another process works on the folder, or it can't be written, nor can the cache.
@@ -46,12 +49,20 @@ def begin_run(
     """
     spec = load_spec(spec_path, options.get("overrides"))
     listener = options.get("on_progress", ignore_progress)
-    options["on_progress"] = ProgressLog(RunFolder(path=Path(out)), listener)
-    with hold_folder(out):
+    folder = locate_run_folder(out)
+    options["on_progress"] = ProgressLog(RunFolder(path=folder), listener)
+    with keep_run(out, tell=partial(_tell_storage, listener)), hold_folder(folder):
         _check_before_loading(spec)
         with open_benchmarker(spec) as bench:
             options["bench"] = options.get("bench") or bench
-            yield open_run(spec_path, out, **options)
+            run = open_run(spec_path, folder, **options)
+            run.storage_url = str(out) if is_remote(str(out)) else ""
+            yield run
+
+
+def _tell_storage(listener: ProgressListener, message: str) -> None:
+    """Tell a person of the storage that a run is kept at."""
+    listener("storage", message, None)
 
 
 @contextmanager

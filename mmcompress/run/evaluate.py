@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -58,6 +57,7 @@ from mmcompress.search.run_study import open_run_study
 from mmcompress.search.study import count_failures, read_finished_trials
 from mmcompress.stats import Quality, compute_quality_retained
 from mmcompress.storage import to_plain, write_record
+from mmcompress.workspace.command_line import read_command_line
 from mmcompress.workspace.context import RunContext
 
 BUNDLE_REQUESTS = 8
@@ -228,7 +228,7 @@ def _build_summary(
         cpu=run.device_readings.cpu if run.device_readings else run.bench.describe_cpu(),
         seed=run.spec.seed,
         commit=read_git_commit(),
-        command="mmcompress " + " ".join(sys.argv[1:]),
+        command=read_command_line(),
         device=run.device,
         peak_memory_mb=read_peak_memory_mb(),
         touched_bounds=fitted.touched_bounds,
@@ -241,6 +241,7 @@ def _build_summary(
         machine_speed_factor=latency.estimate_speed_factor(),
         writing=latency.estimate_writing(fitted),
         aimed_share=fitted.aimed_share,
+        choice_reason=fitted.choice_reason,
         dense_answers=count_kept_answers(run, answers["test"]["baseline"]),
         compressed_answers=count_kept_answers(run, answers["test"]["compressed"]),
         skipped={**list_failed_metrics(answers), **skipped},

@@ -20,6 +20,7 @@ from mmcompress.run.approach_target import (
     approach_target,
     is_clear_miss,
 )
+from mmcompress.run.explain_structure import explain_structure
 from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
 from mmcompress.run.learned_corrections import NodeCorrections, read_node_corrections
 from mmcompress.run.next_artifact import ArtifactLimits, Retry, plan_artifact
@@ -34,10 +35,10 @@ from mmcompress.search.problem import SearchProblem, list_touched_bounds
 from mmcompress.search.run_search import adjust_structure, choose_trial, run_search
 from mmcompress.search.run_study import open_run_study
 from mmcompress.search.sensitivity.store import Sensitivity
-from mmcompress.search.short_finetune import rank_by_short_finetuning
+from mmcompress.search.short_finetune import FinetunedStructures, rank_by_short_finetuning
 from mmcompress.search.study import read_first_error
 from mmcompress.spec.schema import Limits
-from mmcompress.storage import write_record
+from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 
 MAX_BUDGET_SHIFT = 0.08
@@ -179,8 +180,8 @@ def fit_structure(
     Raises:
         DataError: Every trial of the search failed.
     """
-    plan = plan or plan_artifact((), ArtifactLimits.from_spec(run.spec))
-    effort = ArtifactLimits.from_spec(run.spec).search_effort
+    plan = plan or plan_artifact((), ArtifactLimits.from_spec(run.spec, run.space))
+    effort = ArtifactLimits.from_spec(run.spec, run.space).search_effort
     if plan.bounds != run.spec.limits:
         run = replace(run, spec=replace(run.spec, limits=plan.bounds))
     stored = read_valid_structure(run.folder, plan, effort=effort)
@@ -368,7 +369,22 @@ def _record_fit(
         attempts=tuple(attempt.to_record(options.target_ms) for attempt in result.attempts),
         final_to_fitted=options.final_to_fitted,
         exhausted=result.exhausted,
+        choice_reason=explain_structure(
+            chosen_attempt,
+            result.attempts,
+            target_ms=options.target_ms,
+            short_losses=_read_short_losses(run),
+        ),
     )
+
+
+def _read_short_losses(run: RunContext) -> list[float]:
+    """Return the losses of the short trainings that went to their end, if there were any."""
+    record = run.folder.short_finetunings
+    if not record.exists():
+        return []
+    finetuned = read_record(FinetunedStructures, record)
+    return [structure.loss for structure in finetuned.tried if structure.is_finished]
 
 
 def _find_lowest_reachable(

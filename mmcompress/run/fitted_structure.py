@@ -65,6 +65,8 @@ class FittedStructure:
     """It measures below the accepted range, and the search has nothing larger within the target."""
     is_trimmed: bool = False
     """It is the structure of an artifact that missed by a little, with a few units less."""
+    choice_reason: str = ""
+    """Why it was chosen, for a person."""
 
     @property
     def aimed_share(self) -> float:

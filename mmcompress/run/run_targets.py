@@ -84,7 +84,8 @@ def run_targets(
 
     Args:
         spec_path: The spec file.
-        out: The run folder. Several targets have a folder each in it, and a front beside them.
+        out: The run folder, or a storage URL such as `s3://bucket/run` to keep it at. Several
+            targets have a folder each in it, and a front beside them.
         policy: Tunables and decisions; by default those of the package.
         stages: What each stage does; by default the stages of the package.
         options: `space`, `overrides`, `resume`, `on_progress`, `bench` and `clock`; see

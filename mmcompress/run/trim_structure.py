@@ -116,6 +116,10 @@ def trim_structure(
         writing_factor=plan.writing_factor,
         exhausted=False,
         is_trimmed=True,
+        choice_reason=(
+            f"An earlier artifact lay at {missed_target.target_share:.1%} of the target. This is "
+            "its structure with a few units less, and its training went on."
+        ),
     )
 
 

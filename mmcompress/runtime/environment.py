@@ -15,7 +15,7 @@ import onnxruntime
 
 from mmcompress.registry import OPTIONAL_PACKAGES
 from mmcompress.runtime.cache import find_cache_fault, locate_cache_folder
-from mmcompress.runtime.machine import describe_cpu, list_package_versions
+from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_cpu_quota
 
 BYTES_PER_MB = 1e6
 """Bytes of a megabyte, as disks are sold."""
@@ -34,9 +34,6 @@ MIN_MEMORY_GB = 4.0
 
 MIN_DISK_GB = 3.0
 """Disk that a run of it takes, with the outputs of the dense pipeline."""
-
-QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
-"""What a container may use of the processors: microseconds a period, and the period."""
 
 MEMORY_FILE = Path("/proc/meminfo")
 """Memory of the machine; other systems than Linux have no such file."""
@@ -112,23 +109,19 @@ def check_processor() -> Finding:
     )
 
 
-def check_quota(file: Path = QUOTA_FILE) -> Finding:
+def check_quota(folder: Path | None = None) -> Finding:
     """Check whether a container bounds the processors.
 
     Args:
-        file: The file of the quota.
+        folder: The folder of the control groups; by default that of the system.
     """
-    try:
-        quota, _, period = file.read_text(encoding="utf-8").strip().partition(" ")
-    except OSError:
+    quota = read_cpu_quota(folder)
+    if quota is None:
         return Finding(name="quota", state="good", detail="no container bounds the processors")
-    if quota == "max" or not period:
-        return Finding(name="quota", state="good", detail="no container bounds the processors")
-    cores = int(quota) / int(period)
     return Finding(
         name="quota",
         state="note",
-        detail=f"this container may use {cores:g} cores; set measure.threads to no more than that",
+        detail=f"this container may use {quota:g} cores; set measure.threads to no more than that",
     )
 
 

@@ -11,6 +11,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
 from mmcompress.registry import PROVIDERS
 from mmcompress.version import CHECKOUT_FOLDER, __version__
 
@@ -50,6 +52,9 @@ REPORTED_PACKAGES = (
 )
 """Packages whose versions stand beside every figure."""
 
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+"""Where Linux keeps what bounds the processes of a container."""
+
 GIT_TIMEOUT_SECONDS = 10
 """Seconds: a file system that hangs must not hang a run."""
 
@@ -60,7 +65,8 @@ def describe_cpu() -> dict[str, Any]:
     Returns:
         `name`, `machine`, `system`; `cores` that this process may use; `flags` that decide the
         speed of inference; `identity`, what tells processors of one name apart. Without
-        /proc/cpuinfo the last two are empty.
+        /proc/cpuinfo the last two are empty. In a container that bounds the processors, `quota` is
+        how many of them it may use.
     """
     name = platform.processor() or platform.machine()
     flags: set[str] = set()
@@ -74,14 +80,18 @@ def describe_cpu() -> dict[str, Any]:
             identity[key] = value
     reported_flags = [flag for flag in REPORTED_CPU_FLAGS if flag in flags]
     identity_values = [identity[key] for key in IDENTITY_KEYS if key in identity]
-    return {
+    facts = {
         "name": name,
         "machine": platform.machine(),
         "system": platform.system(),
-        "cores": _count_cores(),
+        "cores": count_cores(),
         "flags": reported_flags,
         "identity": identity_values,
     }
+    quota = read_cpu_quota()
+    if quota is not None:
+        facts["quota"] = quota
+    return facts
 
 
 def _read_cpuinfo() -> list[tuple[str, str]]:
@@ -97,11 +107,40 @@ def _read_cpuinfo() -> list[tuple[str, str]]:
     return entries
 
 
-def _count_cores() -> int:
+def count_cores() -> int:
     """Count the cores that this process may use; a container may have fewer than the machine."""
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    quota = read_cpu_quota()
+    return cores if quota is None else max(1, min(cores, int(quota)))
+
+
+def read_cpu_quota(folder: Path | None = None) -> float | None:
+    """Read how many processors a container may use, in the long run.
+
+    Both forms of Linux are known: `cpu.max` of its second version of control groups, and
+    `cpu.cfs_quota_us` of the first (https://docs.kernel.org/admin-guide/cgroup-v2.html).
+
+    Args:
+        folder: The folder of the control groups; by default that of the system.
+
+    Returns:
+        Processors, maybe a broken number; None where nothing bounds them.
+    """
+    folder = folder or CONTROL_GROUPS
+    try:
+        quota, _, period = (folder / "cpu.max").read_text(encoding="utf-8").strip().partition(" ")
+    except OSError:
+        try:
+            quota = (folder / "cpu/cpu.cfs_quota_us").read_text(encoding="utf-8").strip()
+            period = (folder / "cpu/cpu.cfs_period_us").read_text(encoding="utf-8").strip()
+        except OSError:
+            return None
+    if not quota.isdigit() or not period.isdigit() or int(period) == 0:
+        # `max`, or -1: no bound.
+        return None
+    return int(quota) / int(period)
 
 
 def list_package_versions() -> dict[str, str]:
@@ -134,8 +173,23 @@ def fingerprint_device(threads: int, provider: str = "cpu") -> str:
     if provider != "cpu":
         # The name of the processor alone stays what it was.
         facts["provider"] = [provider, _find_provider_version(provider)]
+        facts["accelerators"] = _list_accelerators()
     facts_json = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(facts_json.encode()).hexdigest()[:16]
+
+
+def _list_accelerators() -> list[list[str]]:
+    """List what tells the GPUs and NPUs of this machine apart, as ONNX Runtime finds them."""
+    if not hasattr(onnxruntime, "get_ep_devices"):
+        return []
+    found: set[tuple[str, ...]] = set()
+    for device in onnxruntime.get_ep_devices():
+        hardware = device.device
+        if hardware.type != onnxruntime.OrtHardwareDeviceType.CPU:
+            name = dict(hardware.metadata).get("Description", "")
+            identity = (hardware.vendor_id, hardware.device_id)
+            found.add((hardware.vendor, *map(str, identity), name))
+    return [list(facts) for facts in sorted(found)]
 
 
 def _find_provider_version(provider: str) -> str:

@@ -27,10 +27,14 @@ from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 from mmcompress.errors import ClusterError, DataError, SpecError, shorten, suggest_nearest
 from mmcompress.runtime.addresses import hide_password
 from mmcompress.runtime.environment import BYTES_PER_MB
+from mmcompress.runtime.quiet_loggers import silence_logger
 from mmcompress.search.cluster_nodes import list_runtime_env, list_versions
 from mmcompress.spec.schema import RuntimeEnv
+from mmcompress.spec.storage_urls import is_remote
 from mmcompress.version import PACKAGE_FOLDER
+from mmcompress.workspace.command_line import SENT_AS_VARIABLE
 from mmcompress.workspace.folder import LOCK_FILE, RunFolder
+from mmcompress.workspace.mirror_run import fetch_run
 
 SPEC_FILE = "spec.yaml"
 """The spec in the working folder of a job."""
@@ -72,6 +76,10 @@ REFUSED_TOKEN = ("Unauthorized", "Forbidden", "Authentication")
 
 NOTHING_PREPARED = RuntimeEnv()
 """What Ray prepares on the nodes where a spec asks for nothing."""
+
+
+RAY_LOGGER = "ray"
+"""Ray's logger: it tells of uploads and web sockets."""
 
 
 def ignore_job(job_id: str) -> None:
@@ -133,6 +141,7 @@ def _locate_module(top_module: str, place: str) -> Path:
     return origin.parent if is_package else origin
 
 
+@silence_logger(RAY_LOGGER)
 def submit_run(
     spec: SpecDocument,
     address: str,
@@ -143,6 +152,7 @@ def submit_run(
     log: TextIO,
     tell_job: Callable[[str], None] = ignore_job,
     runtime_env: RuntimeEnv = NOTHING_PREPARED,
+    sent_as: str = "",
 ) -> int:
     """Submit a run as a job and follow its log to the end.
 
@@ -153,12 +163,13 @@ def submit_run(
     Args:
         spec: The spec; local names in it are absolute.
         address: URL of the job server.
-        folder: Run folder, on storage that the cluster sees.
+        folder: Run folder, on storage that the cluster sees, or a storage URL.
         space: File of the search space.
         resume: Whether the run goes on with what is in its folder.
         log: Receives the log of the job as it grows.
         tell_job: Hears the id of the job before its log is followed.
         runtime_env: What Ray prepares on the nodes, beside what is uploaded.
+        sent_as: The command line that sends it, for the messages of the job.
 
     Returns:
         The exit code of the run.
@@ -167,7 +178,8 @@ def submit_run(
         ClusterError: No job server answers, it takes no job, or the connection to it breaks off.
         SpecError: A file or module that the spec names is missing.
     """
-    target_folder = Path(folder).resolve()
+    # A storage URL is the same everywhere.
+    target_folder = folder if is_remote(folder) else str(Path(folder).resolve())
     if not Path(space).is_file():
         raise SpecError(f"{space}: no such search space")
     with tempfile.TemporaryDirectory() as scratch:
@@ -192,10 +204,12 @@ def submit_run(
         else:
             job_id = _submit_job(
                 client,
-                entrypoint=_make_command_line(target_folder, resume=resume or bool(earlier)),
+                entrypoint=_make_command_line(
+                    target_folder, resume=resume or bool(earlier), sent_as=sent_as
+                ),
                 work_folder=work_folder,
                 package=package,
-                metadata={FOLDER_KEY: str(target_folder), SETTINGS_KEY: settings},
+                metadata={FOLDER_KEY: target_folder, SETTINGS_KEY: settings},
                 runtime_env=runtime_env,
             )
             log.write(f"job {job_id}\n")
@@ -210,12 +224,12 @@ def _hash_settings(spec: SpecDocument, space: Path) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _list_jobs_of_folder(client: JobSubmissionClient, folder: Path) -> list[JobDetails]:
+def _list_jobs_of_folder(client: JobSubmissionClient, folder: str) -> list[JobDetails]:
     """List the jobs that were sent for a run folder, the latest first."""
     jobs = [
         job
         for job in client.list_jobs()
-        if job.submission_id and (job.metadata or {}).get(FOLDER_KEY) == str(folder)
+        if job.submission_id and (job.metadata or {}).get(FOLDER_KEY) == folder
     ]
     return sorted(jobs, key=_get_start_time, reverse=True)
 
@@ -259,6 +273,7 @@ def _submit_job(
             time.sleep(SECONDS_BETWEEN_TRIES)
 
 
+@silence_logger(RAY_LOGGER)
 def follow_job(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> int:
     """Pass on the log of a job until it ends.
 
@@ -302,7 +317,8 @@ def get_job(client: JobSubmissionClient, job_id: str) -> JobDetails:
 def fetch_result(client: JobSubmissionClient, job_id: str, *, out: Path) -> Path:
     """Copy the run folder of a job.
 
-    Ray's job server hands out no files: the folder must lie on storage that this machine sees, too.
+    Ray's job server hands out no files: the folder must lie at a storage URL, or where this machine
+    sees it, too.
 
     Args:
         client: The job server.
@@ -322,11 +338,15 @@ def fetch_result(client: JobSubmissionClient, job_id: str, *, out: Path) -> Path
         raise ClusterError(f"job '{job_id}' was not sent by `mmcompress submit`")
     if out.exists():
         raise DataError(f"{out}: exists already; name another --out")
+    if is_remote(folder):
+        fetch_run(folder, out)
+        return out
     if not Path(folder).is_dir():
         host = job.driver_node_id or "the cluster"
         raise ClusterError(
             f"the run folder of job '{job_id}' is {folder} on node {host}; this machine does not "
-            "see it. Copy it from there, or give `submit --out` a folder that both see"
+            "see it. Copy it from there, or give `submit --out` a folder that both see, or a "
+            "storage URL"
         )
     ignore = shutil.ignore_patterns("teacher_outputs", "scratch", LOCK_FILE)
     shutil.copytree(folder, out, ignore=ignore)
@@ -436,14 +456,17 @@ def _fill_work_folder(work_folder: Path, spec: SpecDocument, *, space: Path) -> 
             shutil.copy(path, work_folder)
 
 
-def _make_command_line(target_folder: Path, *, resume: bool) -> str:
+def _make_command_line(target_folder: str, *, resume: bool, sent_as: str) -> str:
     """Make the shell line of a job; it runs in the uploaded folder."""
-    arguments = ["run", SPEC_FILE, "--out", str(target_folder), "--space", SPACE_FILE]
+    arguments = ["run", SPEC_FILE, "--out", target_folder, "--space", SPACE_FILE]
     if resume:
         arguments.append("--resume")
-    parent_folder = shlex.quote(str(target_folder.parent))
     command = f"python -m mmcompress.cli {shlex.join(arguments)}"
-    return f"mkdir -p {parent_folder} && exec {command}"
+    if sent_as:
+        command = f"env {SENT_AS_VARIABLE}={shlex.quote(sent_as)} {command}"
+    if is_remote(target_folder):
+        return f"exec {command}"
+    return f"mkdir -p {shlex.quote(str(Path(target_folder).parent))} && exec {command}"
 
 
 def _follow_log(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> JobStatus:

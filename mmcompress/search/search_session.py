@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
@@ -58,6 +59,14 @@ SAMPLING_SHARE = 0.5
 
 MIN_WORK_SECONDS = 0.05
 """Mean seconds of a trial below which workers are not waited for: estimates take no time."""
+
+MIN_WORKERS_AHEAD = 8
+"""Workers from which on proposals are made ahead. Fewer ones hardly wait, and every proposal then
+knows one result more."""
+
+MIN_LOAD_AHEAD = 0.1
+"""Seconds of the driver for a trial of each worker / seconds of a trial, from which on proposals
+are made ahead."""
 
 QUIET_SECONDS = 120.0
 """Seconds without a trial that ends, after which a person is told what tasks wait for."""
@@ -338,6 +347,7 @@ class SearchSession:
         self.running: dict[Future[TaskResult], RunningTrial] = {}
         self.evaluated = 0
         self.evaluation_seconds = 0.0
+        self.driver_seconds = 0.0
         self.repeats = 0
 
     def run(self) -> None:
@@ -354,8 +364,10 @@ class SearchSession:
         finished, _ = wait(self.running, timeout=QUIET_SECONDS, return_when=FIRST_COMPLETED)
         if not finished:
             self.tell_wait()
+        start = time.perf_counter()
         for future in finished:
             self.settle_trial(self.running.pop(future))
+        self.driver_seconds += time.perf_counter() - start
 
     def make_dice(self) -> random.Random:
         """Make the dice of the level switches: they depend on how many results are known."""
@@ -375,14 +387,32 @@ class SearchSession:
         self.progress(message, None)
 
     def _fill_workers(self) -> None:
-        """Propose and submit candidates until every worker has one."""
-        while len(self.running) < self.effort.workers:
+        """Propose and submit candidates until every worker has one, and a few wait for the next."""
+        start = time.perf_counter()
+        wanted = self.effort.workers + self._count_ahead()
+        while len(self.running) < wanted:
             if self.journal.trials_by_key and self.inputs.is_over():
-                return
+                break
             proposal = self.propose_next()
             if proposal is None:
-                return
+                break
             self.submit(proposal)
+        self.driver_seconds += time.perf_counter() - start
+
+    def _count_ahead(self) -> int:
+        """Count the proposals that wait for a worker, so that none waits for a proposal.
+
+        The driver is busy for a while with every trial. Many workers that end at once would each
+        wait for all before them.
+        """
+        workers = self.effort.workers
+        if workers < MIN_WORKERS_AHEAD or not self.evaluated:
+            return 0
+        mean_seconds = self.evaluation_seconds / self.evaluated
+        if mean_seconds < MIN_WORK_SECONDS:
+            return 0
+        load = workers * self.driver_seconds / self.evaluated / mean_seconds
+        return 0 if load < MIN_LOAD_AHEAD else min(math.ceil(load * workers), workers)
 
     def submit(self, proposal: Proposal) -> None:
         """Hand a proposal to the executor."""

@@ -47,6 +47,7 @@ from mmcompress.spec.space import Space, find_default_space, load_space
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.storage import read_record, to_plain, write_record
 from mmcompress.workspace.folder import NEW_FOLDER_CURE, RunFolder
+from mmcompress.workspace.heed_cpu_quota import heed_cpu_quota
 from mmcompress.workspace.run_options import RunOptions, require_known_options
 
 UNIT_KINDS = ("heads", "ffn", "tokens")
@@ -93,6 +94,8 @@ class RunContext:
     """Tells the time that stages and trainings take."""
     reused_folder: RunFolder | None = None
     """The folder of an earlier run whose shared records are taken over where they fit."""
+    storage_url: str = ""
+    """The storage that the folder is kept at; empty where it is at none."""
     search_ends_at: float = math.inf
     """Seconds on the clock after which no further trial, round or short training begins."""
 
@@ -338,6 +341,7 @@ def open_run(
         on_progress("load", shortage, None)
     lookup_texts = read_all_lookup_texts(spec, data)
 
+    heed_cpu_quota(spec, on_progress)
     # A device that is not there is told before weights are loaded.
     choose_device(spec.compute.device)
     with name_spec_lines(spec_path, overrides):

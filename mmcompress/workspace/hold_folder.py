@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from mmcompress.errors import DataError
+from mmcompress.errors import DataError, SpecError
+from mmcompress.spec.storage_urls import is_remote
 from mmcompress.workspace.folder import RunFolder
 
 WAIT_OR_CHOOSE = "wait for its end or stop it, or choose another --out"
@@ -34,8 +35,14 @@ def hold_folder(path: str | Path, *, cure: str = WAIT_OR_CHOOSE) -> Iterator[Non
         cure: What helps when another process holds it, for a person.
 
     Raises:
+        SpecError: It is a storage URL.
         DataError: Another process holds it, or it can't be written.
     """
+    if is_remote(str(path)):
+        raise SpecError(
+            f"{path}: a run at a storage URL is made by `mmcompress run` or `submit` alone; "
+            "name a folder of this machine"
+        )
     folder = RunFolder(path=Path(path))
     is_new = not folder.path.exists()
     descriptor = _open_lock(folder)

@@ -39,6 +39,7 @@ from mmcompress.run.compress.training import (
     SINGLE_TRAINING_SCHEDULES,
     train_pruned_models_,
 )
+from mmcompress.run.compress.training_state import discard_training_state
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile, prove_generators
@@ -125,7 +126,7 @@ def _make_models(
     folder = run.folder
     if folder.units.exists():
         # A run that was cut off between the two left the state.
-        folder.discard_training_state()
+        discard_training_state(run)
         return load_trained_models(run, sensitivity, candidate=fitted.candidate, folder=folder)
     params = sum(count_params(model) for model in run.models.values())
     with hold_room(folder.weights_room, params * FP32_BYTES + WEIGHTS_HEADER_BYTES):
@@ -133,7 +134,7 @@ def _make_models(
             run, sensitivity, fitted=fitted, from_scratch=from_scratch, earlier=earlier
         )
     save_trained_models(trained, folder)
-    folder.discard_training_state()
+    discard_training_state(run)
     return trained
 
 

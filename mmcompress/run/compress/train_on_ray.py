@@ -22,6 +22,7 @@ from typing import Any
 # The second version of Ray Train is asked for before Ray is imported.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 
+import pyarrow.fs
 import ray
 import ray.train
 import torch
@@ -42,6 +43,7 @@ from mmcompress.kinds.base import Batch, Models
 from mmcompress.models.base import Model
 from mmcompress.models.device import place_models
 from mmcompress.pipeline.forward import TorchPipeline
+from mmcompress.run.compress.training_state import locate_stored_training
 from mmcompress.runtime.environment import BYTES_PER_GB
 from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.search.executors import ExecutorSettings
@@ -49,6 +51,7 @@ from mmcompress.search.ray_executor import describe_resources, use_ray
 from mmcompress.spec.schema import Spec, TrainingResources
 from mmcompress.storage import build_record, read_plain, to_plain
 from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.run_storage import RunStorage
 
 TRAINING_NAME = "training"
 """Name of the training in its storage: one of the same name goes on from its checkpoints."""
@@ -147,7 +150,8 @@ def distill_on_workers_(
     """Train pruned models in place on the workers of `resources.distill`.
 
     Args:
-        run: The run. Its folder holds the state, and must be at the same path on all nodes.
+        run: The run. Its folder holds the state, and must be at the same path on all nodes, unless
+            the run is kept at a storage URL.
         models: The models to train, by node.
         inputs: The pipeline, the teacher and the data.
         options: How they are trained. Its checkpoint is not used.
@@ -209,6 +213,7 @@ def _fit(
     run: RunContext, resources: TrainingResources, *, shipment: Any, messages: Queue
 ) -> ray.train.Checkpoint:
     """Train on the workers; returns the last checkpoint."""
+    storage_path, filesystem = _locate_storage(run)
     trainer = TorchTrainer(
         _train_on_worker,
         # In a list, a reference is handed over as it is.
@@ -222,7 +227,8 @@ def _fit(
         ),
         run_config=ray.train.RunConfig(
             name=TRAINING_NAME,
-            storage_path=str(run.folder.shared_training.resolve()),
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=MAX_LOST_WORKERS),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=KEPT_CHECKPOINTS),
         ),
@@ -238,6 +244,15 @@ def _fit(
         raise ClusterError("the training on several workers ended without a checkpoint")
     checkpoint: ray.train.Checkpoint = result.checkpoint
     return checkpoint
+
+
+def _locate_storage(run: RunContext) -> tuple[str, pyarrow.fs.FileSystem | None]:
+    """Return where Ray Train keeps checkpoints, and the file system; None: that of the nodes."""
+    if not run.storage_url:
+        return str(run.folder.shared_training.resolve()), None
+    storage = RunStorage(run.storage_url)
+    handler = pyarrow.fs.FSSpecHandler(storage.filesystem)
+    return storage.locate(locate_stored_training(run)), pyarrow.fs.PyFileSystem(handler)
 
 
 @contextmanager

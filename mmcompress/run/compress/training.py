@@ -12,6 +12,7 @@ from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.models.base import Model
 from mmcompress.prune.sparsity import zero_weights_
 from mmcompress.registry import resolve_entry
+from mmcompress.run.compress.training_state import discard_training_state
 from mmcompress.run.compress.validation_quality import (
     begin_validation_quality,
     end_validation_quality,
@@ -101,7 +102,7 @@ def train_pruned_models_(
         if run.spec.resources.distill.workers > 1 and run.spec.search.executor == SHARING_EXECUTOR:
             if checkpoint is None:
                 # It is of an earlier round, or of a run that was cut off in another one.
-                run.folder.discard_training_state()
+                discard_training_state(run)
             curve = resolve_entry(DISTILL_ON_WORKERS)(run, models, inputs=inputs, options=options)
         else:
             curve = distill_models_(models, inputs, options=options)
