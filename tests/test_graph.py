@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmcompress.graph import validate
 from mmcompress.graph.modality import classify_layers, find_cross_modal_blocks, propagate_modalities
 from mmcompress.graph.references import sort_nodes
 
@@ -37,3 +38,11 @@ def test_modality_is_derived_not_read_from_names(spec, models):
     ]
     assert len(crossing(spec)) == 2
     assert not crossing(dataclasses.replace(spec, inputs={"image": "text"}))
+
+
+def test_a_pipeline_of_more_nodes_than_a_bundle_holds_is_refused(spec, monkeypatch):
+    monkeypatch.setattr(validate, "MAX_NODES", len(spec.nodes))
+    assert validate.list_problems(spec) == []
+    monkeypatch.setattr(validate, "MAX_NODES", len(spec.nodes) - 1)
+    (problem,) = validate.list_problems(spec)
+    assert problem == (("nodes",), "4 nodes: a bundle holds at most 3")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,13 +16,12 @@ from rich.table import Table
 from mmcompress.cli.live_view import FORECAST_STAGE, LiveState, LiveView
 
 PIPE_WIDTH = 160
-"""Columns of a table where there is no terminal, and `COLUMNS` is not set."""
+"""Columns of a table where there is no terminal."""
 
 
 def _make_console(stream: TextIO) -> Console:
     """Make a console that breaks no line: a terminal does that, and a pipe needs none broken."""
-    is_width_known = stream.isatty() or "COLUMNS" in os.environ
-    width = None if is_width_known else PIPE_WIDTH
+    width = None if stream.isatty() else PIPE_WIDTH
     is_error_stream = stream is sys.stderr
     return Console(stderr=is_error_stream, highlight=False, soft_wrap=True, width=width)
 

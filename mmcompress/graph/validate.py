@@ -19,6 +19,7 @@ from mmcompress.graph.references import (
     sort_nodes,
 )
 from mmcompress.registry import IMPORTANCE, METRICS, NODE_KINDS
+from mmcompress.runtime.check_manifest import MAX_NODES
 from mmcompress.spec.schema import WHOLE_REQUEST, Spec
 
 MakeError = Callable[[tuple[str, ...], str], SpecError]
@@ -93,6 +94,9 @@ def _check_names(spec: Spec) -> list[Problem]:
             " after it: write it without / and \\"
         )
         problems.append((("name",), message))
+    if len(spec.nodes) > MAX_NODES:
+        message = f"{len(spec.nodes)} nodes: a bundle holds at most {MAX_NODES}"
+        problems.append((("nodes",), message))
     for name in sorted(set(spec.inputs) & set(spec.nodes)):
         problems.append(
             (("nodes", name), f"'{shorten(name)}' is also the name of a pipeline input")

@@ -22,7 +22,7 @@ from mmcompress.runtime.check_values import (
 MAX_THREADS = 256
 """Threads of a session: more only wait for each other."""
 
-MAX_NODES = 256
+MAX_NODES = 1_000
 """Nodes of a pipeline: each may have a thread of its own."""
 
 MAX_FILES = 10_000
