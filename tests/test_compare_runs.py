@@ -118,7 +118,7 @@ def test_one_run_and_wrong_shares_are_refused(call, tmp_path):
     assert call({"old": REFERENCE})[0].exit_code == 2
     assert "expected a percentage" in call({"a": REFERENCE, "b": REFERENCE}, "--max-drop", "1")[1]
     done = CliRunner().invoke(main, ["compare-runs", str(tmp_path / "no"), str(tmp_path / "nor")])
-    assert done.exit_code == 2 and "not a finished run" in " ".join(done.output.split())
+    assert done.exit_code == 2 and "there is no such folder" in " ".join(done.output.split())
 
 
 def test_milliseconds_of_two_devices_have_a_column_each(call, tmp_path):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from made_summary import make_summary
+from PIL import Image
 
 from mmcompress.cli import main
 from mmcompress.graph.load_spec import load_spec
@@ -33,6 +34,16 @@ RUN_ELSEWHERE = {
     "docs/contributing.md": "test_contributing.py",
 }
 """Pages whose blocks of Python are run by other tests."""
+
+
+def write_photographs(folder):
+    """Write a folder of pictures with a caption each."""
+    folder.mkdir()
+    rows = ["image,caption"]
+    for number in range(30):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+        rows.append(f"{number}.png,picture {number}")
+    (folder / "captions.csv").write_text("\n".join(rows) + "\n")
 
 
 def list_blocks(language):
@@ -77,6 +88,9 @@ def test_commands_run(page, text, tiny, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for folder in ("pipelines", "search_spaces"):
         (tmp_path / folder).symlink_to(ROOT / folder)
+    # What a reader of the pages has: photographs, and a checkpoint.
+    write_photographs(tmp_path / "photos")
+    (tmp_path / "my_clip").mkdir()
     for line in text.splitlines():
         words = shlex.split(
             line.replace("my_captions.yaml", str(tiny / "spec.yaml")), comments=True

@@ -433,9 +433,14 @@ def build_plain(context):
         ("build_odd", "blocks", "[]", r"the model sets blocks to a list, not a tuple"),
         ("build_odd", "blocks", "(3,)", r"the model's blocks hold a int; each must be a Block"),
         ("build_odd", "dims", "4", r"the model sets dims to a int, not a dict"),
-        ("build_odd", "kind", "'text_decoder'", r"gave a text_decoder, not a image_encoder"),
+        (
+            "build_odd",
+            "kind",
+            "'text_decoder'",
+            r"gave one of kind text_decoder, not one of kind image_encoder",
+        ),
         ("build_failing", "x", None, r"raised KeyError: 'weights' \(.*own_\w+.py:\d+\)"),
-        ("build_plain", "x", None, r"gave Linear, not a image_encoder"),
+        ("build_plain", "x", None, r"gave Linear, not one of kind image_encoder"),
     ],
 )
 def test_an_own_model_that_keeps_no_contract_is_told(

@@ -72,7 +72,7 @@ WRONG = [
     (
         "context: vision.tokens",
         "context: vision.token",
-        r":11: .*nothing is named 'vision.token'; did you mean 'vision.tokens'",
+        r":11: .*'vision' is an image_encoder and gives no 'token' .did you mean 'tokens'",
     ),
     (
         "context: vision.tokens",

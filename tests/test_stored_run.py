@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from mmcompress.cli import main
 from mmcompress.errors import DataError, SpecError
 from mmcompress.storage import replace_file, replace_folder
 from mmcompress.workspace import lease, mirror_run
+from mmcompress.workspace.clean import list_cache_parts
 from mmcompress.workspace.hold_folder import hold_folder
 from mmcompress.workspace.lease import Lease
 from mmcompress.workspace.mirror_run import RunMirror, fetch_run, keep_run, locate_run_folder
@@ -93,6 +95,7 @@ def test_a_snapshot_is_the_folder_as_it_was(s3, url, tmp_path):
 def test_what_is_new_of_the_trials_goes_alone(s3, url, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / "spec.json").write_text("")
     journal = folder / "study.journal"
     mirror = make_mirror(folder, url)
     for text in ("a" * 1000, "b" * 10, "c" * 10):
@@ -106,7 +109,7 @@ def test_what_is_new_of_the_trials_goes_alone(s3, url, tmp_path):
         for name in list_objects(s3, url)
         if name.startswith("state/pieces/")
     ]
-    assert sorted(sizes) == [10, 10, 1000]
+    assert sorted(sizes) == [0, 10, 10, 1000]
     # A journal that was repaired is another file.
     journal.write_text("repaired")
     assert mirror.save()
@@ -129,6 +132,7 @@ def test_what_is_of_no_use_any_more_is_removed(s3, url, tmp_path):
 def test_every_snapshot_is_one_moment_of_a_folder_that_changes(s3, url, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
+    (folder / "spec.json").write_text("{}")
     is_over = threading.Event()
 
     def work():
@@ -217,7 +221,7 @@ def test_a_process_whose_lease_was_taken_stops_and_writes_no_more(s3, url, tmp_p
 def test_a_storage_that_is_away_for_a_while_costs_nothing(s3, url, tmp_path, monkeypatch):
     monkeypatch.setattr(mirror_run, "SAVE_SECONDS", 0.05)
     messages = []
-    with keep_run(url, tell=messages.append) as folder:
+    with keep_run(url, resume=True, tell=messages.append) as folder:
         folder.mkdir(parents=True)
         (folder / "spec.json").write_text("before")
         written = RunStorage.write_json
@@ -238,30 +242,30 @@ def refuse_to_write(storage, path, content):
 
 
 def test_people_find_the_result_as_plain_files(s3, url, tmp_path):
-    with keep_run(url, tell=print) as folder:
+    with keep_run(url, resume=True, tell=print) as folder:
         (folder / "bundle").mkdir(parents=True)
         (folder / "bundle/manifest.json").write_text("{}")
         (folder / "report.html").write_text("<p>")
         (folder / "fitted.json").write_text("{}")
     plain = [name for name in list_objects(s3, url) if not name.startswith("state/")]
     assert plain == ["bundle/manifest.json", "report.html"]
-    with keep_run(url, tell=print) as folder:
+    with keep_run(url, resume=True, tell=print) as folder:
         (folder / "report.html").unlink()
     plain = [name for name in list_objects(s3, url) if not name.startswith("state/")]
     assert plain == ["bundle/manifest.json"]
 
 
 def test_a_copy_that_was_saved_from_here_keeps_what_it_has_on_top(s3, url, tmp_path):
-    with keep_run(url, tell=print) as folder:
+    with keep_run(url, resume=True, tell=print) as folder:
         folder.mkdir(parents=True)
         (folder / "spec.json").write_text("saved")
     (folder / "fitted.json").write_text("made after the last snapshot")
-    with keep_run(url, tell=print) as again:
+    with keep_run(url, resume=True, tell=print) as again:
         assert again == folder and (folder / "fitted.json").exists()
 
 
 def test_a_damaged_piece_is_told(s3, url, tmp_path):
-    with keep_run(url, tell=print) as folder:
+    with keep_run(url, resume=True, tell=print) as folder:
         folder.mkdir(parents=True)
         (folder / "spec.json").write_text("content")
     (piece,) = [name for name in list_objects(s3, url) if "/pieces/" in name]
@@ -286,8 +290,74 @@ def test_commands_that_keep_no_run_refuse_a_url():
         pytest.fail("it was taken for a folder")
 
 
+@pytest.mark.parametrize(
+    "command", ["show", "explain", "watch", "report", "doctor", "verify", "compare-runs"]
+)
+def test_a_command_that_reads_a_folder_says_how_a_run_is_copied(command):
+    done = CliRunner().invoke(main, [command, "s3://bucket/run"])
+    assert done.exit_code == 2
+    assert "mmcompress fetch s3://bucket/run --out FOLDER" in done.stderr
+
+
+def test_a_local_copy_that_was_removed_replaces_no_snapshot(s3, url, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "spec.json").write_text("{}")
+    (folder / "study.journal").write_text("hours of trials")
+    mirror = make_mirror(folder, url)
+    assert mirror.save()
+    shutil.rmtree(folder)
+    assert not mirror.save()
+    folder.mkdir()
+    (folder / "timings.json").write_text("{}")
+    with pytest.raises(DataError, match="the local copy of the run was removed"):
+        mirror.save()
+    fetch_run(url, tmp_path / "copy")
+    assert (tmp_path / "copy/study.journal").read_text() == "hours of trials"
+
+
+def test_the_cache_is_cleaned_of_copies_that_nobody_works_on(s3, url, tmp_path, monkeypatch):
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    with keep_run(url, resume=False, tell=print) as folder:
+        folder.mkdir(parents=True)
+        (folder / "spec.json").write_text("{}")
+        with hold_folder(folder):
+            (part,) = list_cache_parts()
+            assert not part.can_go and "a process works on it" in part.about
+    (part,) = list_cache_parts()
+    assert part.can_go and part.path == folder and f"copy of the run at {url}" in part.about
+
+
+def test_a_run_that_is_there_is_refused_before_it_is_fetched(s3, url, tmp_path, monkeypatch):
+    with keep_run(url, resume=False, tell=print) as folder:
+        folder.mkdir(parents=True)
+        (folder / "spec.json").write_text("{}")
+        (folder / "profile.json").write_text("{}")
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "elsewhere"))
+    with (
+        pytest.raises(DataError, match=f"{url}: not empty; add --resume"),
+        keep_run(url, resume=False, tell=print),
+    ):
+        pytest.fail("it was begun anew")
+    assert not locate_run_folder(url).exists()
+
+
+def test_credentials_in_a_url_are_refused_and_not_shown():
+    with pytest.raises(DataError, match="holds no credentials") as refused:
+        RunStorage("s3://key:secret@bucket/run")
+    assert "secret" not in str(refused.value)
+
+
+def test_a_run_that_has_not_begun_is_none(s3, url, tmp_path):
+    with keep_run(url, resume=False, tell=print) as folder:
+        folder.mkdir(parents=True)
+        (folder / "timings.json").write_text("{}")
+    with pytest.raises(DataError, match="nothing was made in it yet"):
+        fetch_run(url, tmp_path / "copy")
+
+
 def test_a_run_is_fetched_by_its_url(s3, url, tmp_path):
-    with keep_run(url, tell=print) as folder:
+    with keep_run(url, resume=True, tell=print) as folder:
         folder.mkdir(parents=True)
         (folder / "spec.json").write_text("{}")
     done = CliRunner().invoke(main, ["fetch", url, "--out", str(tmp_path / "here")])

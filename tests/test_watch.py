@@ -29,7 +29,7 @@ def folder(tmp_path):
     log = ProgressLog(folder, lambda *told: heard.append(told))
     log("search", "trial 1", 0.1)
     assert not folder.progress.exists()  # no run has begun here yet
-    folder.write_format()
+    log.begin()
     log("search", "trial 2", 0.2)  # too soon after the first
     log("distill", "a message of its own", None)
     assert heard[1] == ("search", "trial 2", 0.2) and len(heard) == 3
@@ -116,6 +116,7 @@ def test_a_run_that_has_not_begun_yet_is_waited_for(tmp_path, monkeypatch):
             folder = RunFolder(path=tmp_path)
             folder.write_format()
             log = ProgressLog(folder, lambda *told: None)
+            log.begin()
             log("load", "two models", None)
 
     monkeypatch.setattr("mmcompress.cli.watch.time.sleep", begin)

@@ -9,6 +9,7 @@ import click
 
 from mmcompress.cli.console import Progress
 from mmcompress.cli.options import (
+    LocalPath,
     add_run_options,
     choose_default_folder,
     collect_overrides,
@@ -26,13 +27,13 @@ ABLATE = "mmcompress.experiments.ablate:ablate"
 
 
 @click.command("ablate")
-@click.argument("spec", type=click.Path())
+@click.argument("spec", type=LocalPath())
 @add_run_options
 @click.option(
     "--tables", help=f"Which, with commas between them (default: all): {', '.join(TABLES)}."
 )
 @click.option(
-    "--out", "folder", type=click.Path(), help="Folder (default: runs/NAME-TARGET-ablation)."
+    "--out", "folder", type=LocalPath(), help="Folder (default: runs/NAME-TARGET-ablation)."
 )
 @resume_option
 def ablate_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,21 +13,26 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import LocalPath
 from mmcompress.cli.predict import parse_input
-from mmcompress.measure.latency.bench import BenchmarkOptions, PipelineLatency
+from mmcompress.measure.latency.bench import BenchmarkOptions, PipelineLatency, Samples
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.runtime.check_manifest import MAX_THREADS
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.sample_requests import has_requests, read_requests
+from mmcompress.stats import estimate_relative_margin
 from mmcompress.storage import to_plain
+
+MAX_CALM_MARGIN = 0.05
+"""Share that the ratio of two latencies may be off by before a person is warned of the machine."""
 
 WARMUP_REQUESTS = 10
 """Requests to each bundle that are not counted."""
 
 
 @click.command("bench")
-@click.argument("bundle", type=click.Path())
-@click.option("--against", type=click.Path(), help="A second bundle, measured in turn with it.")
+@click.argument("bundle", type=LocalPath())
+@click.option("--against", type=LocalPath(), help="A second bundle, measured in turn with it.")
 @click.option(
     "--input",
     "inputs",
@@ -94,7 +100,25 @@ def bench_command(
     out.print(table)
     if against:
         ratio = latencies["against"].latency.p50 / latencies["bundle"].latency.p50
-        out.print(f"[bold]{ratio:.2f}x[/bold] as fast as {escape(against)}")
+        margin = _estimate_ratio_margin(samples["bundle"], samples["against"])
+        out.print(
+            f"[bold]{ratio:.2f}x[/bold] ± {margin:.1%} as fast as {escape(against)}", soft_wrap=True
+        )
+        if margin > MAX_CALM_MARGIN:
+            out.print(
+                "[yellow]the machine was busy or changed its speed: the ratio may differ the next "
+                "time[/yellow]",
+                soft_wrap=True,
+            )
+
+
+def _estimate_ratio_margin(bundle: Samples, against: Samples) -> float:
+    """Return the share that the ratio of two latencies may be off by: 95 % over their loads."""
+    ratios = [
+        statistics.median(other_ms) / statistics.median(own_ms)
+        for own_ms, other_ms in zip(bundle.split_loads(), against.split_loads(), strict=True)
+    ]
+    return estimate_relative_margin(ratios)
 
 
 def _collect_figures(

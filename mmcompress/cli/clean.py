@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import LocalPath
 from mmcompress.errors import DataError, SpecError
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.environment import BYTES_PER_MB
@@ -22,8 +23,12 @@ LISTED_BYTES = 100_000
 
 
 @click.command("clean")
-@click.argument("run", required=False, type=click.Path())
-@click.option("--cache", is_flag=True, help="Clean the cache: device tables, converted weights.")
+@click.argument("run", required=False, type=LocalPath())
+@click.option(
+    "--cache",
+    is_flag=True,
+    help="Clean the cache: device tables, converted weights, copies of runs at storage URLs.",
+)
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @click.option("--dry-run", is_flag=True, help="Only tell what takes how much.")
 def clean_command(run: str | None, cache: bool, yes: bool, dry_run: bool) -> None:

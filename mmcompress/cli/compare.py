@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mmcompress.cli.console import Progress, out
 from mmcompress.cli.options import (
+    LocalPath,
     add_run_options,
     choose_default_folder,
     collect_overrides,
@@ -30,13 +31,13 @@ COMPARE = "mmcompress.experiments.compare:compare"
 
 
 @click.command("compare")
-@click.argument("spec", type=click.Path())
+@click.argument("spec", type=LocalPath())
 @add_run_options
 @click.option(
     "--methods", help=f"Which, with commas between them (default: all): {', '.join(METHODS)}."
 )
 @click.option(
-    "--out", "folder", type=click.Path(), help="Folder (default: runs/NAME-TARGET-compare)."
+    "--out", "folder", type=LocalPath(), help="Folder (default: runs/NAME-TARGET-compare)."
 )
 @resume_option
 def compare_command(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import LocalPath
 from mmcompress.cli.results_table import print_path
 from mmcompress.errors import DataError, RegressionFound, SpecError
 from mmcompress.registry import resolve_entry
@@ -46,17 +47,17 @@ def parse_percent(text: str | None, *, option: str) -> float | None:
 
 
 @click.command("compare-runs")
-@click.argument("folders", nargs=-1, required=True, metavar="RUN RUN...", type=click.Path())
+@click.argument("folders", nargs=-1, required=True, metavar="RUN RUN...", type=LocalPath())
 @click.option(
     "--max-latency", metavar="+3%", help="Exit code 3 where a later run is slower by more."
 )
 @click.option(
     "--max-drop", metavar="0.5%", help="Exit code 3 where a metric is lower by more points."
 )
-@click.option("--out", "folder", type=click.Path(), help="Folder of the pages (default: none).")
+@click.option("--out", "folder", type=LocalPath(), help="Folder of the pages (default: none).")
 @click.option(
     "--summary",
-    type=click.Path(),
+    type=LocalPath(),
     help="File that the Markdown table is appended to, as CI shows it.",
 )
 def compare_runs_command(
@@ -87,13 +88,14 @@ def compare_runs_command(
         if name != folders[0]:
             differences[name] = find_difference(run, reference, allowed=allowed)
     print_runs(runs, differences)
-    for warning in list_blind_spots(runs, differences, allowed=allowed):
+    warnings = list_blind_spots(runs, differences, allowed=allowed)
+    for warning in warnings:
         out.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     if folder is not None:
         write_pages = resolve_entry(f"{PAGES}:write_run_comparison")
         print_path("page", write_pages(runs, differences, folder=Path(folder)))
     if summary:
-        append_markdown(Path(summary), runs, differences=differences)
+        append_markdown(Path(summary), runs, differences=differences, warnings=warnings)
     problems = [
         f"{name}: {'; '.join(difference.problems)}"
         for name, difference in differences.items()
@@ -175,7 +177,11 @@ def print_runs(runs: dict[str, Summary], differences: dict[str, RunDifference]) 
 
 
 def append_markdown(
-    path: Path, runs: dict[str, Summary], *, differences: dict[str, RunDifference]
+    path: Path,
+    runs: dict[str, Summary],
+    *,
+    differences: dict[str, RunDifference],
+    warnings: Sequence[str],
 ) -> None:
     """Append the Markdown page to a file, such as `$GITHUB_STEP_SUMMARY`.
 
@@ -183,6 +189,7 @@ def append_markdown(
         DataError: The file can't be written.
     """
     text = resolve_entry(f"{PAGES}:format_run_comparison")(runs, differences)
+    text += "".join(f"\n**Warning:** {warning}\n" for warning in warnings)
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)

@@ -7,14 +7,15 @@ from pathlib import Path
 import click
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import LocalPath
 from mmcompress.measure.devices.bundle_check import check_bundle
 from mmcompress.storage import write_record
 
 
 @click.command("check")
-@click.argument("kit", type=click.Path())
-@click.argument("bundle", type=click.Path())
-@click.option("--out", "file", required=True, type=click.Path(), help="The figures (JSON).")
+@click.argument("kit", type=LocalPath())
+@click.argument("bundle", type=LocalPath())
+@click.option("--out", "file", required=True, type=LocalPath(), help="The figures (JSON).")
 def check_command(kit: str, bundle: str, file: str) -> None:
     """Measure a bundle in turn with the dense one of its kit; `report --measured` takes the
     figures."""

@@ -8,18 +8,18 @@ from pathlib import Path
 import click
 
 from mmcompress.cli.console import Progress, out
-from mmcompress.cli.options import parse_settings, set_option, space_option
+from mmcompress.cli.options import LocalPath, parse_settings, set_option, space_option
 from mmcompress.run.write_kit import write_kit
 from mmcompress.workspace.context import open_run
 
 
 @click.command("kit")
-@click.argument("spec", type=click.Path())
+@click.argument("spec", type=LocalPath())
 @click.option(
     "--out",
     "folder",
     required=True,
-    type=click.Path(),
+    type=LocalPath(),
     help="Folder of the kit, to be carried to the device.",
 )
 @space_option

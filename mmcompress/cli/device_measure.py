@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from mmcompress.cli.console import Progress, out
+from mmcompress.cli.options import LocalPath
 from mmcompress.measure.devices.measure_kit import measure_kit
 from mmcompress.storage import write_record
 
 
 @click.command("measure")
-@click.argument("kit", type=click.Path())
-@click.option("--out", "file", required=True, type=click.Path(), help="The readings (JSON).")
+@click.argument("kit", type=LocalPath())
+@click.option("--out", "file", required=True, type=LocalPath(), help="The readings (JSON).")
 def measure_command(kit: str, file: str) -> None:
     """Measure a kit on this device; neither torch nor the models' libraries are needed."""
     with Progress() as on_progress:

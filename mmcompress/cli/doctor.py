@@ -6,6 +6,7 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import LocalPath
 from mmcompress.errors import ClusterError, DataError, RunDamaged, SpecError
 from mmcompress.registry import resolve_entry
 from mmcompress.runtime.environment import Finding, check_environment
@@ -16,7 +17,7 @@ MARKS = {"good": "[green]good[/green]", "note": "[yellow]note[/yellow]", "bad": 
 
 
 @click.command("doctor")
-@click.argument("run", required=False, type=click.Path())
+@click.argument("run", required=False, type=LocalPath())
 @click.option("--repair", is_flag=True, help="Mend the run folder: a resumed run makes the rest.")
 def doctor_command(run: str | None, repair: bool) -> None:
     """Check this machine, or a run folder: what is damaged, or was left behind.

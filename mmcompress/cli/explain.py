@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mmcompress.cli.options import parse_settings, set_option, space_option
+from mmcompress.cli.options import LocalPath, parse_settings, set_option, space_option
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.registry import resolve_entry
 
@@ -13,10 +13,10 @@ EXPLAIN_SPEC = "mmcompress.cli.explain_tables:explain_spec"
 
 
 @click.command("explain")
-@click.argument("spec", type=click.Path())
+@click.argument("spec", type=LocalPath())
 @space_option
 @click.option(
-    "--run", "folder", type=click.Path(), help="An earlier run: its measured milliseconds are used."
+    "--run", "folder", type=LocalPath(), help="An earlier run: its measured milliseconds are used."
 )
 @set_option
 def explain_command(

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmcompress.cli.console import Progress, out
-from mmcompress.cli.options import parse_settings, set_option
+from mmcompress.cli.options import LocalPath, parse_settings, set_option
 from mmcompress.errors import SpecError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.registry import resolve_entry
@@ -23,8 +23,8 @@ EXPORT_LIBRARY_FOLDERS = "mmcompress.run.export_library:export_library_folders"
 
 
 @click.command("export")
-@click.argument("spec", type=click.Path(), metavar="SPEC|RUN")
-@click.option("--out", "bundle", type=click.Path(), required=True, help="Folder of the bundle.")
+@click.argument("spec", type=LocalPath(), metavar="SPEC|RUN")
+@click.option("--out", "bundle", type=LocalPath(), required=True, help="Folder of the bundle.")
 @click.option(
     "--as-transformers",
     "as_library",

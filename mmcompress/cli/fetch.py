@@ -8,6 +8,7 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import LocalPath
 from mmcompress.errors import DataError, SpecError
 from mmcompress.registry import resolve_entry
 from mmcompress.spec.storage_urls import is_remote
@@ -15,7 +16,7 @@ from mmcompress.spec.storage_urls import is_remote
 
 @click.command("fetch")
 @click.argument("url", metavar="URL")
-@click.option("--out", "folder", required=True, type=click.Path(), help="The folder to write.")
+@click.option("--out", "folder", required=True, type=LocalPath(), help="The folder to write.")
 def fetch_command(url: str, folder: str) -> None:
     """Copy a run from the storage URL that `run --out` or `submit --out` kept it at."""
     if not is_remote(url):

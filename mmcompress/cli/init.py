@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 from rich.markup import escape
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import LocalPath
 from mmcompress.data.check_data import describe_shortage, open_data
 from mmcompress.errors import DataError, MissingPackage, SpecError, suggest_nearest
 from mmcompress.graph.load_spec import load_spec
@@ -28,7 +30,7 @@ SCHEMA_FILE = "spec.schema.json"
 
 @click.command("init")
 @click.option("--template", metavar="NAME", help="A shipped pipeline: mmcompress list pipelines.")
-@click.option("--out", "path", type=click.Path(), help="The spec to write (default: NAME.yaml).")
+@click.option("--out", "path", type=LocalPath(), help="The spec to write (default: NAME.yaml).")
 @click.option("--target", metavar="2x|12ms", help="The target (default: that of the pipeline).")
 @click.option("--data", metavar="FOLDER", help="Folder of your data.")
 @click.option(
@@ -47,7 +49,7 @@ def init_command(
     """
     source_by_node = dict(parse_source(source) for source in sources)
     if template is None:
-        template, target, data = ask_for_values(target, data)
+        template, target, data, path = ask_for_values(target, data, path=path)
     problem = PIPELINE_TEMPLATES.find_problem(template)
     if problem:
         raise SpecError(f"--template: {problem}")
@@ -58,14 +60,7 @@ def init_command(
     name = escape(str(spec_path))
     out.print(f"written: {name}", soft_wrap=True)
     spec = load_spec(spec_path)
-    for node_name, source in source_by_node.items():
-        folder = Path(spec.nodes[node_name].source)
-        if ":" not in source and not folder.exists():
-            out.print(
-                f"[yellow]source:  {escape(node_name)}: {escape(str(folder))}: no such folder"
-                "[/yellow]",
-                soft_wrap=True,
-            )
+    faults = _list_missing_sources(spec, source_by_node)
     hub_nodes = _list_hub_sources(spec)
     if source_by_node and hub_nodes:
         names = ", ".join(hub_nodes)
@@ -74,7 +69,7 @@ def init_command(
             soft_wrap=True,
         )
     if data is not None:
-        _look_at_data(spec)
+        faults += _look_at_data(spec)
         embedded = [n for n, node in spec.nodes.items() if node.source.startswith("embedded:")]
         if embedded:
             names = ", ".join(embedded)
@@ -83,18 +78,34 @@ def init_command(
                 "for other data, name your own models (--source NODE=FOLDER)[/yellow]",
                 soft_wrap=True,
             )
+    if faults:
+        lines = "\n".join(f"- {fault}" for fault in faults)
+        raise DataError(
+            f"{spec_path} is written, but can't run yet:\n{lines}\n"
+            f"Mend this, then: mmcompress validate {spec_path}"
+        )
     out.print(f"next:    mmcompress validate {name}", soft_wrap=True)
     out.print(f"then:    mmcompress run {name}", soft_wrap=True)
 
 
-def _look_at_data(spec: Spec) -> None:
-    """Tell what a run would find in the data that were named. The spec stays in any case."""
+def _list_missing_sources(spec: Spec, source_by_node: Mapping[str, str]) -> list[str]:
+    """List the folders of models that were named and are not there."""
+    missing: list[str] = []
+    for node_name, source in source_by_node.items():
+        folder = Path(spec.nodes[node_name].source)
+        if ":" not in source and not folder.exists():
+            missing.append(f"source of {node_name}: {folder}: no such folder")
+    return missing
+
+
+def _look_at_data(spec: Spec) -> list[str]:
+    """Tell what a run would find in the data that were named; returns what is wrong with them."""
     try:
         shortage = describe_shortage(spec, open_data(spec))
     except (DataError, MissingPackage) as error:
-        out.print(f"[yellow]data:    {escape(str(error))}[/yellow]", soft_wrap=True)
-        return
+        return [f"data: {error}"]
     out.print(f"data:    {escape(shortage) if shortage else 'found'}", soft_wrap=True)
+    return []
 
 
 def parse_source(text: str) -> tuple[str, str]:
@@ -109,8 +120,18 @@ def parse_source(text: str) -> tuple[str, str]:
     return node_name, source
 
 
-def ask_for_values(target: str | None, data: str | None) -> tuple[str, str | None, str | None]:
-    """Ask for the pipeline, the target and the data; returns them in this order.
+def ask_for_values(
+    target: str | None, data: str | None, *, path: str | None
+) -> tuple[str, str | None, str | None, str | None]:
+    """Ask for the pipeline, the file, the target and the data.
+
+    Args:
+        target: The target, where it was given.
+        data: The folder of the data, where it was given.
+        path: The file of the spec, where it was given.
+
+    Returns:
+        Pipeline, target, data, file.
 
     Raises:
         SpecError: There is no terminal to ask on.
@@ -121,12 +142,21 @@ def ask_for_values(target: str | None, data: str | None) -> tuple[str, str | Non
     for name in names:
         out.print(f"  {name:<16}{escape(PIPELINE_TEMPLATES.get_about(name))}")
     template = click.prompt("Pipeline", type=click.Choice(names), default=names[0])
+    if path is None:
+        path = click.prompt("File", default=f"{template}.yaml", value_proc=_check_new_file)
     if target is None:
         target = click.prompt("Target", default="2x", value_proc=_check_target)
     if data is None:
         question = "Folder of your data (empty: as shipped)"
         data = click.prompt(question, default="", show_default=False) or None
-    return template, target, data
+    return template, target, data, path
+
+
+def _check_new_file(text: str) -> str:
+    """Return the name of a new file, or ask again where there is one of that name."""
+    if Path(text).exists():
+        raise click.UsageError(f"{text} is there already")
+    return text
 
 
 def _check_target(text: str) -> str:

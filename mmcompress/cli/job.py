@@ -10,7 +10,8 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import err, out
-from mmcompress.cli.options import address_option
+from mmcompress.cli.lazy_group import INTERRUPTED_EXIT_CODE
+from mmcompress.cli.options import LocalPath, address_option
 from mmcompress.registry import resolve_entry
 
 JOBS = "mmcompress.search.jobs"
@@ -42,7 +43,12 @@ def logs_command(job_id: str, address: str) -> None:
     """Follow the log of a job from its beginning; exit as its run does."""
     client = _connect(address)
     resolve_entry(f"{JOBS}:get_job")(client, job_id)
-    sys.exit(resolve_entry(f"{JOBS}:follow_job")(client, job_id, log=sys.stdout))
+    try:
+        exit_code = resolve_entry(f"{JOBS}:follow_job")(client, job_id, log=sys.stdout)
+    except KeyboardInterrupt:
+        err.print(f"job {escape(job_id)} goes on")
+        exit_code = INTERRUPTED_EXIT_CODE
+    sys.exit(exit_code)
 
 
 @job_command.command("stop")
@@ -60,7 +66,7 @@ def stop_command(job_id: str, address: str) -> None:
 
 @job_command.command("fetch")
 @add_job_options
-@click.option("--out", "folder", required=True, type=click.Path(), help="The folder to write.")
+@click.option("--out", "folder", required=True, type=LocalPath(), help="The folder to write.")
 def fetch_command(job_id: str, address: str, folder: str) -> None:
     """Copy the run folder of a job, where this machine sees it."""
     fetch_result = resolve_entry(f"{JOBS}:fetch_result")

@@ -73,6 +73,9 @@ class LazyGroup(click.Group):
         if is_watched(arguments):
             flags = [DEBUG_FLAG] if self.shows_tracebacks else []
             sys.exit(run_watched(arguments, flags=flags))
+        if not others:
+            # A child is called `python -m mmcompress.cli`, and a person called the program.
+            options.setdefault("prog_name", "mmcompress")
         with tell_watcher():
             return super().main(arguments, *others, **options)
 

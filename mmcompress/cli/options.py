@@ -11,11 +11,27 @@ import yaml
 from mmcompress.errors import SpecError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.spec.loader import SpecYaml
+from mmcompress.spec.overrides import SHORT_FORMS
+from mmcompress.spec.storage_urls import is_remote
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+
+class LocalPath(click.Path):
+    """A file or folder of this machine. A storage URL is refused, with what helps."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path."""
+        if is_remote(str(value)):
+            raise SpecError(
+                f"{value}: expected a path of this machine. `run` and `submit` keep a run at a "
+                f"storage URL; to copy one from there: mmcompress fetch {value} --out FOLDER"
+            )
+        return super().convert(value, param, ctx)
+
+
 space_option = click.option(
-    "--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml)."
+    "--space", type=LocalPath(), help="Search space (default: search_spaces/joint.yaml)."
 )
 set_option = click.option(
     "--set", "settings", multiple=True, metavar="A.B=C", help="Override any key of the spec."
@@ -29,7 +45,7 @@ resume_option = click.option(
 from_option = click.option(
     "--from",
     "from_run",
-    type=click.Path(),
+    type=LocalPath(),
     help="An earlier run: what it measured of the same dense pipeline is taken over.",
 )
 max_time_option = click.option(
@@ -59,7 +75,7 @@ RUN_OPTIONS = (
     ),
     click.option(
         "--device",
-        type=click.Path(),
+        type=LocalPath(),
         help="Readings of another device: the target is for that device.",
     ),
     click.option(
@@ -72,18 +88,6 @@ RUN_OPTIONS = (
     set_option,
 )
 """The options of every command that searches."""
-
-SHORT_FORMS = {
-    "target": "target",
-    "effort": "effort",
-    "trials": "search.trials",
-    "workers": "search.workers",
-    "ray_address": "search.ray_address",
-    "device": "measure.readings",
-    "deterministic": "search.deterministic",
-    "seed": "seed",
-}
-"""Options that stand for a key of the spec."""
 
 
 def add_run_options(command: Command) -> Command:

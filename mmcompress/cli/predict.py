@@ -13,6 +13,7 @@ import numpy as np
 from rich.markup import escape
 
 from mmcompress.cli.console import err
+from mmcompress.cli.options import LocalPath
 from mmcompress.errors import SpecError
 from mmcompress.runtime.check_manifest import MAX_THREADS, TEXT_TYPE
 from mmcompress.runtime.graph import load_bundle
@@ -37,7 +38,7 @@ def parse_input(text: str) -> tuple[str, str]:
 
 
 @click.command("predict")
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=LocalPath())
 @click.option(
     "--input",
     "inputs",

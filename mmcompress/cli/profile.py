@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mmcompress.cli.options import parse_settings, set_option
+from mmcompress.cli.options import LocalPath, parse_settings, set_option
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.registry import resolve_entry
 
@@ -13,9 +13,9 @@ PROFILE_SPEC = "mmcompress.cli.profile_tables:profile_spec"
 
 
 @click.command("profile")
-@click.argument("spec", type=click.Path())
+@click.argument("spec", type=LocalPath())
 @click.option(
-    "--out", "folder", type=click.Path(), help="Where to keep it (default: runs/NAME-profile)."
+    "--out", "folder", type=LocalPath(), help="Where to keep it (default: runs/NAME-profile)."
 )
 @click.option("--resume", is_flag=True, help="Go on with the profile in the folder.")
 @set_option

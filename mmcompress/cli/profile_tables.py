@@ -18,6 +18,10 @@ from mmcompress.run.run_facts import write_facts
 from mmcompress.workspace.context import open_run
 from mmcompress.workspace.hold_folder import hold_folder
 
+MAX_SUM_ERROR = 0.3
+"""Relative difference of the sum of the nodes' medians and the median of the whole from which on a
+person is warned. Some percent are usual: medians do not add up exactly."""
+
 
 def profile_spec(spec: str, place: str, *, overrides: dict[str, Any], resume: bool) -> None:
     """Measure the dense pipeline into a run folder, and print its nodes and blocks.
@@ -49,7 +53,20 @@ def profile_spec(spec: str, place: str, *, overrides: dict[str, Any], resume: bo
     out.print(_make_node_table(dense))
     total = f"end to end p50 {dense.latency_ms.p50:.2f} ms, p95 {dense.latency_ms.p95:.2f} ms"
     out.print(f"{total}, {dense.model_share:.0%} inside models\n")
+    if not run.spec.measure.parallel and not do_nodes_make_up_the_whole(dense):
+        out.print(
+            "[yellow]the nodes do not add up to the whole: the machine was busy or changed its "
+            "speed. Profile again when it is calm[/yellow]\n",
+            soft_wrap=True,
+        )
     out.print(_make_block_table(dense, predictor))
+
+
+def do_nodes_make_up_the_whole(dense: Profile) -> bool:
+    """Return whether the latencies of the nodes add up to what the whole spends inside models."""
+    nodes_ms = sum(latency.p50 for latency in dense.nodes.values())
+    inside_ms = dense.model_share * dense.latency_ms.p50
+    return abs(nodes_ms / inside_ms - 1) <= MAX_SUM_ERROR
 
 
 def _make_node_table(dense: Profile) -> Table:

@@ -8,11 +8,12 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import LocalPath
 from mmcompress.registry import resolve_entry
 
 
 @click.command("push")
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=LocalPath())
 @click.argument("repository", metavar="OWNER/NAME")
 @click.option("--public", is_flag=True, help="Make a new repository public (default: private).")
 def push_command(bundle: str, repository: str, public: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import LocalPath
 from mmcompress.errors import TargetNotMet
 from mmcompress.registry import resolve_entry
 from mmcompress.workspace.load_summary import load_summary
@@ -19,10 +20,10 @@ ADOPT_MEASUREMENTS = "mmcompress.run.adopt_artifacts:adopt_measurements"
 
 
 @click.command("report")
-@click.argument("folder", type=click.Path())
+@click.argument("folder", type=LocalPath())
 @click.option(
     "--measured",
-    type=click.Path(),
+    type=LocalPath(),
     help="Figures of `device check`: they take the place of predicted ones.",
 )
 def report_command(folder: str, measured: str | None) -> None:

@@ -18,6 +18,7 @@ from mmcompress.cli.console import (
     write_event,
 )
 from mmcompress.cli.options import (
+    LocalPath,
     add_run_options,
     choose_default_folder,
     collect_overrides,
@@ -49,7 +50,7 @@ told before."""
 
 
 @click.command("run")
-@click.argument("spec", type=click.Path())
+@click.argument("spec", type=LocalPath())
 @add_run_options
 @click.option(
     "--out",
@@ -88,6 +89,8 @@ def run_command(
     run_folder = RunFolder(path=locate_run_folder(folder))
     if is_held(run_folder):
         raise DataError(f"{folder}: a process is working on this run: {WAIT_OR_CHOOSE}")
+    if not is_remote(folder):
+        run_folder.require_free(resume=resume)
     # A server that does not answer is told now, not after the run.
     trackers = [open_tracker(address) for address in track_addresses]
     with Progress(choose_progress_form(as_json, quiet)) as on_progress:

@@ -6,13 +6,14 @@ import json
 
 import click
 
+from mmcompress.cli.options import LocalPath
 from mmcompress.cli.results_table import print_summary
 from mmcompress.storage import to_plain
 from mmcompress.workspace.load_summary import load_summary
 
 
 @click.command("show")
-@click.argument("folder", type=click.Path())
+@click.argument("folder", type=LocalPath())
 @click.option("--json", "as_json", is_flag=True, help="The whole summary as JSON.")
 def show_command(folder: str, as_json: bool) -> None:
     """Show the result of a finished run."""

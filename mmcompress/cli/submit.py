@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from mmcompress.cli.console import err
 from mmcompress.cli.lazy_group import INTERRUPTED_EXIT_CODE
-from mmcompress.cli.options import add_run_options, address_option, collect_overrides
+from mmcompress.cli.options import LocalPath, add_run_options, address_option, collect_overrides
 from mmcompress.cli.program_name import name_program
 from mmcompress.graph.load_spec import load_document, load_spec
 from mmcompress.registry import resolve_entry
@@ -20,7 +20,7 @@ from mmcompress.spec.space import find_default_space
 
 
 @click.command("submit")
-@click.argument("spec", type=click.Path())
+@click.argument("spec", type=LocalPath())
 @address_option
 @click.option(
     "--out",

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmcompress.cli.console import Progress, out
-from mmcompress.cli.options import parse_settings, set_option, space_option
+from mmcompress.cli.options import LocalPath, parse_settings, set_option, space_option
 from mmcompress.data.check_data import describe_shortage, open_data
 from mmcompress.data.open_dataset import read_lookup_texts
 from mmcompress.errors import MissingPackage, ModelError
@@ -27,7 +27,7 @@ from mmcompress.spec.space import find_default_space, load_space
 
 
 @click.command("validate")
-@click.argument("spec", type=click.Path())
+@click.argument("spec", type=LocalPath())
 @space_option
 @click.option(
     "--deep", is_flag=True, help="Also try everything that a run does, on the dense pipeline."
@@ -38,11 +38,11 @@ def validate_command(spec: str, space: str | None, deep: bool, settings: tuple[s
     overrides = parse_settings(settings)
     loaded = load_spec(spec, overrides)
     load_space(space or find_default_space(), loaded, fixed=list_given_keys(spec, overrides))
-    out.print(_make_table(loaded))
     try:
         with name_spec_lines(spec, overrides):
-            _check_models(loaded)
+            # The data are looked at first: models take torch, which takes seconds.
             data = open_data(loaded)
+            _check_models(loaded)
         shortage = describe_shortage(loaded, data)
         for node in loaded.nodes.values():
             texts_file = node.get_option(get_kind(node.kind).list_option, "")
@@ -52,6 +52,7 @@ def validate_command(spec: str, space: str | None, deep: bool, settings: tuple[s
         raise ModelError(
             f"{spec}: its keys and its graph are right; models and data were not looked at: {error}"
         ) from error
+    out.print(_make_table(loaded))
     if deep:
         _check_deeply(spec, space, overrides=overrides)
     if shortage:

@@ -9,6 +9,7 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import out
+from mmcompress.cli.options import LocalPath
 from mmcompress.runtime.check_manifest import MAX_THREADS
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu
@@ -19,7 +20,7 @@ EXIT_ANSWERS_DIFFER = 3
 
 
 @click.command("verify")
-@click.argument("bundle", type=click.Path())
+@click.argument("bundle", type=LocalPath())
 @click.option(
     "--threads",
     type=click.IntRange(1, MAX_THREADS),

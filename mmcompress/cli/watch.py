@@ -15,6 +15,7 @@ from mmcompress.cli.console import (
     err,
     out,
 )
+from mmcompress.cli.options import LocalPath
 from mmcompress.errors import DataError
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import is_held
@@ -29,7 +30,7 @@ MAX_WAIT_SECONDS = 60.0
 
 
 @click.command("watch")
-@click.argument("folder", metavar="RUN", type=click.Path())
+@click.argument("folder", metavar="RUN", type=LocalPath())
 @click.option("--once", is_flag=True, help="Say where the run is, and end.")
 @add_progress_options
 def watch_command(folder: str, once: bool, as_json: bool, quiet: bool) -> None:

@@ -27,8 +27,8 @@ WATCHED_COMMANDS = ("run", "compare", "ablate")
 PIPES_VARIABLE = "MMCOMPRESS_WATCHED"
 """Environment variable of the child: the ends of two pipes, `READ,WRITE`."""
 
-ENDED = b"ended"
-"""What a child writes when it ends by itself, whatever its exit code is."""
+ENDED = "ended "
+"""What a child writes when it ends by itself, before its exit code."""
 
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that are meant for the command. The child has a process group of its own."""
@@ -76,7 +76,8 @@ def run_watched(arguments: Sequence[str], *, flags: Sequence[str] = ()) -> int:
         flags: Flags of the program itself, which stand ahead of it.
 
     Returns:
-        The exit code of the child; `DIED_EXIT_CODE` when it died.
+        The exit code of the child; `DIED_EXIT_CODE` when it died. A library that crashes after the
+        child has ended changes nothing.
     """
     child_lives = os.pipe()
     parent_lives = os.pipe()
@@ -93,10 +94,10 @@ def run_watched(arguments: Sequence[str], *, flags: Sequence[str] = ()) -> int:
     with _forward_signals(child):
         code = child.wait()
     with os.fdopen(child_lives[0], "rb") as pipe:
-        has_ended = pipe.read() == ENDED
+        told = pipe.read().decode()
     os.close(parent_lives[1])
-    if has_ended:
-        return code
+    if told.startswith(ENDED):
+        return int(told.removeprefix(ENDED))
     print(
         f"the process of the run died ({_describe_death(code)}); nothing that was finished is lost;"
         f" go on with: {make_resume_line(arguments)}",
@@ -140,12 +141,24 @@ def tell_watcher() -> Iterator[None]:
         return
     parent_lives, child_lives = map(int, pipes.split(","))
     threading.Thread(target=_end_with_parent, args=(parent_lives,), daemon=True).start()
+    exit_code = DIED_EXIT_CODE
     try:
         yield
+        exit_code = 0
+    except SystemExit as end:
+        exit_code = _read_exit_code(end)
+        raise
     finally:
         # The process that watches may be gone: nobody reads it then.
         with suppress(BrokenPipeError):
-            os.write(child_lives, ENDED)
+            os.write(child_lives, f"{ENDED}{exit_code}".encode())
+
+
+def _read_exit_code(end: SystemExit) -> int:
+    """Return the exit code of a process that ends so. A message in its place tells an error."""
+    if end.code is None:
+        return 0
+    return end.code if isinstance(end.code, int) else DIED_EXIT_CODE
 
 
 def _end_with_parent(parent_lives: int) -> None:

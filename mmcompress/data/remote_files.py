@@ -19,6 +19,7 @@ from typing import Any
 
 from mmcompress.errors import DataError, MissingPackage, MmcompressError
 from mmcompress.registry import OPTIONAL_PACKAGES
+from mmcompress.runtime.addresses import hide_password
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.environment import BYTES_PER_GB
 from mmcompress.spec.storage_urls import REMOTE_PACKAGES
@@ -26,6 +27,9 @@ from mmcompress.storage import is_leftover, replace_folder
 
 CONTENT_KEYS = ("ETag", "etag", "md5Hash", "md5", "generation", "LastModified", "mtime", "updated")
 """What storages say of a file that changes with its content."""
+
+CONTAINER_SCHEMES = ("abfs", "abfss", "az")
+"""Schemes whose URLs may name a container ahead of an `@`."""
 
 REMOTE_FOLDER = "remote"
 """The folder of fetched files in the cache."""
@@ -115,9 +119,15 @@ def open_filesystem(url: str) -> Any:
     """Return fsspec's file system of a URL.
 
     Raises:
+        DataError: The URL holds credentials, which would stand in logs and records.
         MissingPackage: The package that reads this storage is not installed.
     """
-    scheme = url.partition("://")[0]
+    scheme, _, rest = url.partition("://")
+    if "@" in rest.partition("/")[0] and scheme not in CONTAINER_SCHEMES:
+        raise DataError(
+            f"{hide_password(url)}: a storage URL holds no credentials; they come from the "
+            "environment or the files of the storage's own tools"
+        )
     package = REMOTE_PACKAGES[scheme]
     try:
         fsspec = importlib.import_module("fsspec")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from mmcompress.graph.blocks import Block, count_steps, cut_by_share, cut_evenly
-from mmcompress.storage import to_plain
 
 KeptUnits = dict[str, int]
 """Units kept per block of one node."""
@@ -32,7 +32,13 @@ class Candidate:
 
     def make_key(self) -> str:
         """Return a text that is the same for equal candidates."""
-        return json.dumps(to_plain(self), sort_keys=True)
+        return self._key
+
+    @cached_property
+    def _key(self) -> str:
+        # A search compares a proposal with all that are under way.
+        plain = {"kept_units": self.kept_units, "precision": self.precision}
+        return json.dumps(plain, sort_keys=True)
 
 
 def cut_each_block(blocks: Sequence[Block], share: float, *, cut_positions: int = 0) -> KeptUnits:

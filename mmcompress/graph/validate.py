@@ -120,7 +120,7 @@ def _check_sources(spec: Spec, name: str) -> list[Problem]:
         problems.append((("nodes", name), message))
     for option in MODEL_OPTIONS:
         if not kind.is_model and getattr(node, option):
-            message = f"a {node.kind} has no {option}: it is no model"
+            message = f"{_add_article(node.kind)} has no {option}: it is no model"
             problems.append((("nodes", name, option), message))
     return problems
 
@@ -132,7 +132,7 @@ def _check_ports(spec: Spec, name: str, *, unread_names: frozenset[str]) -> list
     problems: list[Problem] = []
     for port, expected in kind.inputs.items():
         if port not in node.inputs and not expected.optional:
-            message = f"the port '{port}' of a {node.kind} is not connected"
+            message = f"the port '{port}' of {_add_article(node.kind)} is not connected"
             problems.append((("nodes", name, "inputs"), message))
     for port, reference in node.inputs.items():
         if parse_reference(reference).node in unread_names:
@@ -148,11 +148,11 @@ def _check_connection(
 ) -> str:
     """Return what is wrong with one connection, or an empty text."""
     if port not in kind.inputs:
-        return f"a {kind_name} has no port '{shorten(port)}'; {suggest_nearest(port, kind.inputs)}"
+        nearest = suggest_nearest(port, kind.inputs)
+        return f"{_add_article(kind_name)} has no port '{shorten(port)}'; {nearest}"
     value_type = find_value_type(spec, reference)
     if value_type is None:
-        nearest = suggest_nearest(reference, _list_values(spec))
-        return f"nothing is named '{shorten(reference)}'; {nearest}"
+        return _describe_unknown_value(spec, reference)
     accepted_types = kind.inputs[port].types
     if value_type in accepted_types:
         return ""
@@ -163,6 +163,25 @@ def _check_connection(
         f"'{reference}' is {_add_article(value_type)}, the port takes "
         f"{_add_article(' or '.join(accepted_types))} "
         f"(these fit: {', '.join(fitting_values) or 'none'})"
+    )
+
+
+def _describe_unknown_value(spec: Spec, reference: str) -> str:
+    """Say what is wrong with a reference that leads nowhere.
+
+    Where there is such a node, what another node gives would be another thing.
+    """
+    node_name, _, port = reference.partition(".")
+    node = spec.nodes.get(node_name)
+    if node is None or not port:
+        nearest = suggest_nearest(reference, _list_values(spec))
+        return f"nothing is named '{shorten(reference)}'; {nearest}"
+    outputs = get_kind(node.kind).outputs
+    fitting_kinds = [name for name in NODE_KINDS.list_names() if port in get_kind(name).outputs]
+    hint = f"; one of these kinds would: {', '.join(fitting_kinds)}" if fitting_kinds else ""
+    return (
+        f"'{node_name}' is {_add_article(node.kind)} and gives no '{shorten(port)}' "
+        f"({suggest_nearest(port, outputs)}{hint})"
     )
 
 
@@ -191,10 +210,7 @@ def _check_outputs(spec: Spec, unread_names: frozenset[str]) -> list[Problem]:
         if parse_reference(reference).node in unread_names:
             continue
         if find_value_type(spec, reference) is None:
-            nearest = suggest_nearest(reference, _list_values(spec))
-            problems.append(
-                (("outputs", name), f"nothing is named '{shorten(reference)}'; {nearest}")
-            )
+            problems.append((("outputs", name), _describe_unknown_value(spec, reference)))
     return problems
 
 

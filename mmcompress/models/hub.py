@@ -336,7 +336,8 @@ def _describe_unusable_weights(
         hint = f"; all stored names start with '{shorten(prefix)}': save them without it"
     return (
         f"{describe_source(context)}: weights are missing or of another shape: {names}"
-        f" ({len(unusable)} in all; stored are {stored_names}, ...){hint}"
+        f" ({len(unusable)} in all; stored are {stored_names}, ...){hint}. If config.json is of "
+        "another model, that is why"
     )
 
 

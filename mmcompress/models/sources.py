@@ -399,9 +399,9 @@ def _load_own_model(node: Node, context: LoadContext) -> Model:
         _check_contract(node, model)
         return model
     kind = getattr(model, "kind", "model without a kind")
-    description = f"a {kind}" if isinstance(model, Model) else type(model).__name__
+    description = f"one of kind {kind}" if isinstance(model, Model) else type(model).__name__
     raise ModelError(
-        f"source '{node.source}': {function_name}() gave {description}, not a {node.kind}"
+        f"source '{node.source}': {function_name}() gave {description}, not one of kind {node.kind}"
         " (mmcompress.models.base)"
     )
 

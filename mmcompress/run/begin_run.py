@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -50,14 +51,28 @@ def begin_run(
     spec = load_spec(spec_path, options.get("overrides"))
     listener = options.get("on_progress", ignore_progress)
     folder = locate_run_folder(out)
-    options["on_progress"] = ProgressLog(RunFolder(path=folder), listener)
-    with keep_run(out, tell=partial(_tell_storage, listener)), hold_folder(folder):
+    log = ProgressLog(RunFolder(path=folder), listener)
+    options["on_progress"] = log
+    resume = options.get("resume", False)
+    tell = partial(_tell_storage, listener)
+    with keep_run(out, resume=resume, tell=tell), hold_folder(folder):
+        RunFolder(path=folder).require_free(resume=resume)
         _check_before_loading(spec)
         with open_benchmarker(spec) as bench:
             options["bench"] = options.get("bench") or bench
             run = open_run(spec_path, folder, **options)
             run.storage_url = str(out) if is_remote(str(out)) else ""
-            yield run
+            log.begin()
+            try:
+                yield run
+            finally:
+                remove_scratch(RunFolder(path=folder))
+
+
+def remove_scratch(folder: RunFolder) -> None:
+    """Remove what a run was making for a while when it was stopped, of all its targets."""
+    for place in (folder, *folder.list_inner_folders()):
+        shutil.rmtree(place.scratch, ignore_errors=True)
 
 
 def _tell_storage(listener: ProgressListener, message: str) -> None:

@@ -78,8 +78,14 @@ NOTHING_PREPARED = RuntimeEnv()
 """What Ray prepares on the nodes where a spec asks for nothing."""
 
 
-RAY_LOGGER = "ray"
-"""Ray's logger: it tells of uploads and web sockets."""
+UPLOAD_LOGGER = "ray.dashboard.modules.dashboard_sdk"
+"""Ray's logger of uploads."""
+
+PACKAGE_LOGGER = "ray._private.runtime_env.packaging"
+"""Ray's logger of what is packed for an upload."""
+
+JOB_LOGGER = "ray.dashboard.modules.job.sdk"
+"""Ray's logger of web sockets that are closed."""
 
 
 def ignore_job(job_id: str) -> None:
@@ -141,7 +147,8 @@ def _locate_module(top_module: str, place: str) -> Path:
     return origin.parent if is_package else origin
 
 
-@silence_logger(RAY_LOGGER)
+@silence_logger(UPLOAD_LOGGER)
+@silence_logger(PACKAGE_LOGGER)
 def submit_run(
     spec: SpecDocument,
     address: str,
@@ -198,15 +205,15 @@ def submit_run(
             if sent_settings != settings:
                 raise ClusterError(
                     f"job {job_id} runs in {target_folder} with other settings: follow it by "
-                    f"`mmcompress job logs {job_id}`, stop it first, or name another --out"
+                    f"`mmcompress job logs {job_id} --address {hide_password(address)}`, stop it "
+                    "first, or name another --out"
                 )
             log.write(f"job {job_id} runs in this folder already; this is its log\n")
         else:
             job_id = _submit_job(
                 client,
-                entrypoint=_make_command_line(
-                    target_folder, resume=resume or bool(earlier), sent_as=sent_as
-                ),
+                entrypoint=_make_command_line(target_folder, resume=resume or bool(earlier)),
+                sent_as=sent_as,
                 work_folder=work_folder,
                 package=package,
                 metadata={FOLDER_KEY: target_folder, SETTINGS_KEY: settings},
@@ -243,6 +250,7 @@ def _submit_job(
     client: JobSubmissionClient,
     *,
     entrypoint: str,
+    sent_as: str,
     work_folder: Path,
     package: Path,
     metadata: dict[str, str],
@@ -259,6 +267,8 @@ def _submit_job(
         "py_modules": [str(package)],
         **list_runtime_env(runtime_env, expected=list_versions()),
     }
+    # In the command line it would stand in the log.
+    environment["env_vars"] = {SENT_AS_VARIABLE: sent_as, **environment.get("env_vars", {})}
     while True:
         try:
             return client.submit_job(
@@ -273,7 +283,7 @@ def _submit_job(
             time.sleep(SECONDS_BETWEEN_TRIES)
 
 
-@silence_logger(RAY_LOGGER)
+@silence_logger(JOB_LOGGER)
 def follow_job(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> int:
     """Pass on the log of a job until it ends.
 
@@ -341,6 +351,8 @@ def fetch_result(client: JobSubmissionClient, job_id: str, *, out: Path) -> Path
     if is_remote(folder):
         fetch_run(folder, out)
         return out
+    if Path(folder).parent.is_dir() and not Path(folder).exists():
+        raise ClusterError(f"{folder}: job '{job_id}' has written nothing yet")
     if not Path(folder).is_dir():
         host = job.driver_node_id or "the cluster"
         raise ClusterError(
@@ -456,14 +468,12 @@ def _fill_work_folder(work_folder: Path, spec: SpecDocument, *, space: Path) -> 
             shutil.copy(path, work_folder)
 
 
-def _make_command_line(target_folder: str, *, resume: bool, sent_as: str) -> str:
+def _make_command_line(target_folder: str, *, resume: bool) -> str:
     """Make the shell line of a job; it runs in the uploaded folder."""
     arguments = ["run", SPEC_FILE, "--out", target_folder, "--space", SPACE_FILE]
     if resume:
         arguments.append("--resume")
     command = f"python -m mmcompress.cli {shlex.join(arguments)}"
-    if sent_as:
-        command = f"env {SENT_AS_VARIABLE}={shlex.quote(sent_as)} {command}"
     if is_remote(target_folder):
         return f"exec {command}"
     return f"mkdir -p {shlex.quote(str(Path(target_folder).parent))} && exec {command}"

@@ -289,10 +289,12 @@ def _read_known_trials(study: Any, evaluator: TrialEvaluator) -> list[Trial]:
 
 
 def _plan_effort(spec: Spec, evaluator: TrialEvaluator, *, attempt: int) -> SearchEffort:
-    """Plan how much is searched: every attempt adds a few trials to those before."""
+    """Plan how much is searched. Every attempt adds a few trials, at most as many as asked for."""
     return SearchEffort(
-        trials=spec.search.trials + EXTRA_TRIALS * attempt,
-        level_switches=spec.search.level_switches + EXTRA_TRIALS * attempt,
+        trials=spec.search.trials + min(EXTRA_TRIALS, spec.search.trials) * attempt,
+        level_switches=(
+            spec.search.level_switches + min(EXTRA_TRIALS, spec.search.level_switches) * attempt
+        ),
         workers=evaluator.workers,
         retries=spec.search.retries,
         batch=spec.search.batch,

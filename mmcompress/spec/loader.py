@@ -12,6 +12,7 @@ import yaml
 
 from mmcompress.errors import DataError, SpecError, shorten
 from mmcompress.spec.overrides import (
+    SHORT_FORMS,
     apply_overrides,
     rename_old_key,
     rename_old_keys,
@@ -202,11 +203,15 @@ class YamlSource:
 
     def describe_place(self, path: KeyPath) -> str:
         """Return file and line of the nearest known key of a path; the option for an override."""
+        inner = [known for known, line in self.lines.items() if known[: len(path)] == path]
+        if path and path not in self.lines and inner and not self.lines[inner[0]]:
+            # A section that `--set` alone has made, such as one whose name is misspelled.
+            return f"{self.path} ({_name_option(inner[0])})"
         nearest = path
         while nearest and nearest not in self.lines:
             nearest = nearest[:-1]
         line = self.lines.get(nearest, 1)
-        return f"{self.path}:{line}" if line else f"{self.path} (--set {_join_keys(nearest)})"
+        return f"{self.path}:{line}" if line else f"{self.path} ({_name_option(nearest)})"
 
     def build(self, record_type: type[RecordType]) -> RecordType:
         """Make a record of the file.
@@ -219,6 +224,15 @@ class YamlSource:
         except InvalidValue as invalid:
             lines = [str(self.make_error(p.path, p.message)) for p in invalid.problems]
             raise SpecError("\n".join(lines)) from None
+
+
+def _name_option(path: KeyPath) -> str:
+    """Return the options that set a key."""
+    key = _join_keys(path)
+    for option, short_key in SHORT_FORMS.items():
+        if short_key == key:
+            return f"--{option.replace('_', '-')} or --set {key}"
+    return f"--set {key}"
 
 
 def _join_keys(path: KeyPath) -> str:

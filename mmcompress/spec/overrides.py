@@ -39,6 +39,18 @@ OLD_KEYS = {
 }
 """Keys of version 0.1 and what they are called now. A spec that has one is read, with a warning."""
 
+SHORT_FORMS = {
+    "target": "target",
+    "effort": "effort",
+    "trials": "search.trials",
+    "workers": "search.workers",
+    "ray_address": "search.ray_address",
+    "device": "measure.readings",
+    "deterministic": "search.deterministic",
+    "seed": "seed",
+}
+"""Options of commands that stand for a key of the spec, without their dashes."""
+
 OLD_VALUES = {("data.labels", "dense"): "teacher"}
 """Values of version 0.1, by key, and what they are called now."""
 

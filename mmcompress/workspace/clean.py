@@ -10,6 +10,8 @@ from pathlib import Path
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.storage import DAMAGED_SUFFIX
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.hold_folder import is_held
+from mmcompress.workspace.mirror_run import COPIES_FOLDER, locate_url_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +84,33 @@ def list_cache_parts() -> list[DiskPart]:
         return []
     parts: list[DiskPart] = []
     for path in sorted(folder.iterdir()):
+        if path.name == COPIES_FOLDER:
+            parts += _list_copies(path)
+            continue
         size_bytes = measure_size(path)
         parts.append(DiskPart(path=path, size_bytes=size_bytes, about="cached", can_go=True))
     return sorted(parts, key=_get_size, reverse=True)
+
+
+def _list_copies(folder: Path) -> list[DiskPart]:
+    """List the local copies of runs at storage URLs. Those that a process works on stay."""
+    parts: list[DiskPart] = []
+    for path in sorted(folder.iterdir()):
+        if not path.is_dir():
+            continue
+        record = locate_url_record(path)
+        url = record.read_text(encoding="utf-8") if record.exists() else "a storage URL"
+        is_in_use = is_held(RunFolder(path=path))
+        state = "a process works on it" if is_in_use else "it lies there, too"
+        parts.append(
+            DiskPart(
+                path=path,
+                size_bytes=measure_size(path),
+                about=f"copy of the run at {url}: {state}",
+                can_go=not is_in_use,
+            )
+        )
+    return parts
 
 
 def _get_size(part: DiskPart) -> int:

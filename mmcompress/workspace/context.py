@@ -470,11 +470,7 @@ def _claim_folder(run: RunContext, *, resume: bool) -> None:
         if read_record(Space, folder.space, cure=NEW_FOLDER_CURE) != run.space:
             raise DataError(f"{folder}: begun with another search space; use a new --out")
         return
-    if folder.has_files() and not folder.holds_claim_only():
-        raise DataError(
-            f"{folder}: not empty; add --resume to go on with the run in it, "
-            "or choose another --out"
-        )
+    folder.require_free(resume=resume)
     folder.write_format()
     write_record(folder.space, run.space)
     write_record(folder.spec, run.spec)

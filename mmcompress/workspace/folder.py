@@ -53,6 +53,16 @@ RESUME_CURE = "add --resume to the command that made it: it is made again"
 LOCK_FILE = "run.lock"
 """Name of the file that one process holds while it works on the folder."""
 
+CLAIM_NAMES = (
+    "spec.json",
+    "space.json",
+    "format.json",
+    "sources.json",
+    "timings.json",
+    "progress.jsonl",
+)
+"""Names of the files that a run has when it has begun and made nothing yet."""
+
 NEXT_FOLDER = "next"
 """Where another artifact is made while the best one so far stays in its place."""
 
@@ -538,10 +548,24 @@ class RunFolder:
 
         Its spec was refused later, or it was stopped at once.
         """
-        claim = (self.spec, self.space, self.format, self.sources, self.timings, self.progress)
-        known_names = {LOCK_FILE, *(path.name for path in claim)}
         names = {path.name for path in self.path.iterdir()}
-        return self.spec.name in names and names <= known_names
+        return self.spec.name in names and names <= {LOCK_FILE, *CLAIM_NAMES}
+
+    def require_free(self, *, resume: bool) -> None:
+        """Check that a run can be begun in the folder, or gone on with.
+
+        Raises:
+            DataError: It holds something else, or a run that nobody asked to go on with.
+        """
+        has_run = self.spec.exists()
+        if (has_run and resume) or not self.has_files() or self.holds_claim_only():
+            return
+        if has_run:
+            raise DataError(
+                f"{self}: not empty; add --resume to go on with the run in it, or choose another "
+                "--out"
+            )
+        raise DataError(f"{self}: not empty, and there is no run in it; choose another --out")
 
     def has_bundle(self) -> bool:
         """Return whether the compressed bundle is complete: its manifest is written last."""

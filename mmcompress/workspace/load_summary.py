@@ -26,7 +26,11 @@ def load_summary(folder: str | Path) -> Summary:
     run_folder = RunFolder(path=Path(folder))
     if run_folder.summary.is_file():
         return read_record(Summary, run_folder.summary, cure=RESUME_CURE)
+    if not run_folder.path.is_dir():
+        raise DataError(f"{folder}: there is no such folder")
     reason = ": not a finished run"
+    if run_folder.spec.exists():
+        reason = f": the run is not finished; `mmcompress watch {folder}` tells where it is"
     finished = run_folder.list_finished_subfolders()
     if finished:
         reason = f"; it has several runs in it: {', '.join(finished)}"

@@ -22,7 +22,7 @@ from mmcompress.errors import DataError
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.spec.storage_urls import is_remote
 from mmcompress.storage import is_leftover, replace_file
-from mmcompress.workspace.folder import LOCK_FILE
+from mmcompress.workspace.folder import CLAIM_NAMES, LOCK_FILE
 from mmcompress.workspace.lease import Lease, TellUser
 from mmcompress.workspace.run_storage import RunStorage, Snapshot, hash_bytes, hash_file
 
@@ -49,6 +49,9 @@ APPENDED_FILES = ("study.journal", "progress.jsonl")
 
 LOCAL_NAMES = (LOCK_FILE, "scratch", "teacher_outputs", "training.room", "training.workers")
 """Names of what is of this machine alone, or can be made again."""
+
+BEGUN_RECORD = "spec.json"
+"""Name of the file that every run has from its beginning on."""
 
 READ_NAMES = (
     "summary.json",
@@ -86,6 +89,11 @@ class Listing:
     """The paths of folders that hold nothing."""
 
 
+def locate_url_record(copy: Path) -> Path:
+    """Return the file that names the URL of a local copy."""
+    return copy.with_name(f"{copy.name}.url")
+
+
 def locate_run_folder(out: str | Path) -> Path:
     """Return the folder that a run works in: its own, or the local copy of one at a storage URL."""
     text = str(out)
@@ -96,15 +104,17 @@ def locate_run_folder(out: str | Path) -> Path:
 
 
 @contextmanager
-def keep_run(out: str | Path, *, tell: TellUser) -> Iterator[Path]:
+def keep_run(out: str | Path, *, resume: bool, tell: TellUser) -> Iterator[Path]:
     """Give the folder that a run works in; at a storage URL, keep it there until the block ends.
 
     Args:
         out: A folder, or a storage URL.
+        resume: Whether a run that is there is gone on with.
         tell: Receives messages for a person; also from other threads.
 
     Raises:
-        DataError: Another process works on the run, or the storage gives no answer.
+        DataError: Another process works on the run, there is one that nobody asked to go on with,
+            or the storage gives no answer.
         MissingPackage: The package of the storage is not installed.
     """
     folder = locate_run_folder(out)
@@ -116,7 +126,7 @@ def keep_run(out: str | Path, *, tell: TellUser) -> Iterator[Path]:
     lease.take()
     try:
         mirror = RunMirror(folder, storage, lease=lease, tell=tell)
-        mirror.bring_here()
+        mirror.bring_here(resume=resume)
         mirror.start()
         try:
             yield folder
@@ -140,8 +150,8 @@ def fetch_run(url: str, folder: Path) -> None:
     """
     storage = RunStorage(url)
     snapshot = storage.read_snapshot()
-    if snapshot is None:
-        raise DataError(f"{url}: there is no run")
+    if snapshot is None or BEGUN_RECORD not in snapshot.files:
+        raise DataError(f"{url}: there is no run, or nothing was made in it yet")
     storage.restore(snapshot, folder)
 
 
@@ -169,12 +179,23 @@ class RunMirror:
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._keep, daemon=True, name="mirror")
 
-    def bring_here(self) -> None:
+    def bring_here(self, *, resume: bool) -> None:
         """Make the local copy what the storage holds.
 
         A copy that was saved last from here stays: what was done after that is in it alone.
+
+        Args:
+            resume: Whether a run that is there is gone on with.
+
+        Raises:
+            DataError: There is a run, and nobody asked to go on with it.
         """
         snapshot = self.storage.read_snapshot()
+        if snapshot is not None and snapshot.holds_more_than(CLAIM_NAMES) and not resume:
+            raise DataError(
+                f"{self.storage.url}: not empty; add --resume to go on with the run there, or "
+                "choose another --out"
+            )
         if snapshot is None:
             shutil.rmtree(self.folder, ignore_errors=True)
         elif not self._is_saved_from_here(snapshot):
@@ -229,10 +250,16 @@ class RunMirror:
         """
         if not self.folder.is_dir():
             return False
+        self._note_url()
         snapshot = self._take_snapshot()
         if snapshot is None:
             return False
         earlier = self._snapshot
+        if earlier is not None and BEGUN_RECORD in set(earlier.files) - set(snapshot.files):
+            raise DataError(
+                f"{self.folder}: the local copy of the run was removed; what was saved stays at "
+                f"{self.storage.url}. Stop this run, and go on with --resume"
+            )
         if earlier is not None and (snapshot.files, snapshot.empty_folders) == (
             earlier.files,
             earlier.empty_folders,
@@ -344,6 +371,13 @@ class RunMirror:
         if not self.folder.is_dir() or not self._saved_record.exists():
             return False
         return self._saved_record.read_text(encoding="utf-8") == snapshot.identity
+
+    def _note_url(self) -> None:
+        """Note down which run the local copy is of, for `clean --cache`."""
+        record = locate_url_record(self.folder)
+        if not record.exists():
+            with replace_file(record) as unfinished:
+                unfinished.write_text(self.storage.url, encoding="utf-8")
 
     def _note_saved(self, snapshot: Snapshot) -> None:
         """Note down which snapshot the local copy is, or has grown out of."""

@@ -37,15 +37,21 @@ class ProgressLog:
         """Make a listener.
 
         Args:
-            folder: The run folder; lines are added to its log. Until the run has begun in it they
-                wait: a folder in which a check failed is removed again.
+            folder: The run folder; lines are added to its log from `begin` on. Until then they
+                wait: a run that is refused leaves nothing in a folder.
             forward: Hears everything.
         """
         self.folder = folder
         self.forward = forward
+        self._has_begun = False
         self._waiting_lines: list[str] = []
         self._stage = ""
         self._written_at = 0.0
+
+    def begin(self) -> None:
+        """Write what was heard so far, and everything after it: the run has begun."""
+        self._has_begun = True
+        self._write_lines()
 
     def __call__(self, stage: str, message: str, share: float | None) -> None:
         """Hear of progress."""
@@ -58,8 +64,11 @@ class ProgressLog:
         self._written_at = now_seconds
         line = {"unix_seconds": now_seconds, "stage": stage, "message": message, "share": share}
         self._waiting_lines.append(json.dumps(line) + "\n")
-        if not self.folder.format.exists():
-            return
+        if self._has_begun:
+            self._write_lines()
+
+    def _write_lines(self) -> None:
+        """Write the lines that wait."""
         # Nobody may watch, and a full disk is told where it costs something.
         with suppress(OSError), self.folder.progress.open("a", encoding="utf-8") as log:
             log.writelines(self._waiting_lines)

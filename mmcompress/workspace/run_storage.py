@@ -56,6 +56,10 @@ class Snapshot:
     empty_folders: tuple[str, ...] = ()
     """The paths of folders that hold nothing; an empty folder may tell something."""
 
+    def holds_more_than(self, names: Collection[str]) -> bool:
+        """Return whether there are files or folders of other names than these."""
+        return any(path not in names for path in (*self.files, *self.empty_folders))
+
     def list_pieces(self) -> set[str]:
         """Return the hashes of all pieces."""
         return {piece for pieces in self.files.values() for piece in pieces}

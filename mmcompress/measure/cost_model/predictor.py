@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Protocol
 
@@ -204,6 +205,13 @@ class LinearFit:
         if base < 0:
             return cls(base=0.0, scale=float(1 / np.mean(x / y)))
         return cls(base=float(base), scale=float(scale))
+
+
+NodeKey = tuple[str, str, tuple[int, ...], tuple[int, ...]]
+"""Node, precision, units of its blocks, and cuts of the windows that it feels."""
+
+MAX_KNOWN_NODES = 100_000
+"""Predictions of nodes that are kept at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -454,18 +462,46 @@ class Predictor:
         Returns:
             Milliseconds: the p50, or the p95 where the target is one.
         """
-        rows = self.table.index_rows()
         cuts = self.count_cut_positions(candidate.kept_units)
         node_ms: dict[str, float] = {}
         for node in self.deployed:
-            node_ms[node] = self.predict_node_table_ms(
-                node,
-                candidate.kept_units[node],
-                precision=candidate.precision[node],
-                rows=rows,
-                cuts=cuts,
+            node_ms[node] = self._recall_node_ms(
+                node, candidate.kept_units[node], precision=candidate.precision[node], cuts=cuts
             )
         return self.factor * (self.combine_node_ms(node_ms) + self.overhead_ms)
+
+    def _recall_node_ms(
+        self, node: str, kept_units: KeptUnits, *, precision: str, cuts: Cuts
+    ) -> float:
+        """Return `predict_node_table_ms`, which is kept: structures of a search differ in few
+        nodes."""
+        units = tuple(kept_units.get(block.name, block.units) for block in self.deployed[node])
+        seen_cuts = tuple(cuts.get(window, 0) for window in self._windows_by_node[node])
+        key = (node, precision, units, seen_cuts)
+        known_ms = self._known_node_ms
+        if key not in known_ms:
+            if len(known_ms) >= MAX_KNOWN_NODES:
+                known_ms.clear()
+            known_ms[key] = self.predict_node_table_ms(
+                node,
+                kept_units,
+                precision=precision,
+                rows=self.table.index_rows(),
+                cuts=cuts,
+            )
+        return known_ms[key]
+
+    @cached_property
+    def _known_node_ms(self) -> dict[NodeKey, float]:
+        return {}
+
+    @cached_property
+    def _windows_by_node(self) -> dict[str, tuple[str, ...]]:
+        """The windows whose cuts a node feels: its own, and those that its blocks look at."""
+        windows: dict[str, tuple[str, ...]] = {}
+        for node, blocks in self.deployed.items():
+            windows[node] = tuple(dict.fromkeys([node, *(block.window for block in blocks)]))
+        return windows
 
 
 def _sum_calls_ms(
