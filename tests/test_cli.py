@@ -519,3 +519,14 @@ def test_names_of_commands_are_completed_without_importing_them():
         "    assert CliRunner().invoke(main, [name, '--help']).exit_code == 0, name\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.slow
+def test_a_folder_in_place_of_an_image_is_called_that(run_folder, tmp_path):
+    done = call("predict", run_folder / "bundle", "--input", f"image={tmp_path}")
+    assert done.exit_code == 2 and "a folder; name one image in it" in done.output
+
+
+@pytest.mark.slow
+def test_show_names_the_report(run_folder):
+    assert str(run_folder / "report.html") in call("show", run_folder).output.replace("\n", "")

@@ -374,8 +374,11 @@ def test_a_folder_of_several_runs_names_them(tmp_path):
     assert load_summary(tmp_path / "2x").pipeline == "made"
     with pytest.raises(DataError, match="several runs in it: 2x, 3x"):
         load_summary(tmp_path)
-    with pytest.raises(DataError, match="not a finished run"):
+    with pytest.raises(DataError, match="there is no such folder"):
         load_summary(tmp_path / "4x")
+    write_record(RunFolder(path=tmp_path / "5x").spec, {})
+    with pytest.raises(DataError, match=r"not finished; `mmcompress watch .*5x` tells where it is"):
+        load_summary(tmp_path / "5x")
 
 
 def test_the_front_links_the_report_of_each_target(tmp_path):

@@ -27,7 +27,7 @@ class LocalPath(click.Path):
                 f"{value}: expected a path of this machine. `run` and `submit` keep a run at a "
                 f"storage URL; to copy one from there: mmcompress fetch {value} --out FOLDER"
             )
-        return super().convert(value, param, ctx)
+        return super().convert(value, param=param, ctx=ctx)
 
 
 space_option = click.option(

@@ -109,6 +109,8 @@ def _open_file(source: str | os.PathLike[str] | bytes | BinaryIO) -> Image.Image
         return Image.open(io.BytesIO(source))
     if isinstance(source, str | os.PathLike):
         mode = os.stat(source).st_mode
+        if stat.S_ISDIR(mode):
+            raise ValueError("a folder; name one image in it")
         if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             # Pillow would wait for a writer that may never come.
             raise OSError("a pipe or a device, no file")

@@ -465,7 +465,8 @@ def _claim_folder(run: RunContext, *, resume: bool) -> None:
         if changed_keys:
             raise DataError(
                 f"{folder}: begun with another spec or other overrides (of "
-                f"{', '.join(changed_keys)}); use a new --out"
+                f"{', '.join(changed_keys)}); use a new --out. --from {folder} takes over what "
+                "was measured"
             )
         if read_record(Space, folder.space, cure=NEW_FOLDER_CURE) != run.space:
             raise DataError(f"{folder}: begun with another search space; use a new --out")
