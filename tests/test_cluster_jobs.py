@@ -74,7 +74,10 @@ def test_a_job_is_followed_stopped_and_fetched(server, tiny, tmp_path):
     assert again.exit_code == 2 and "exists already" in again.stderr
     folder.rename(tmp_path / "elsewhere")
     lost = call("job", "fetch", job_id, "--address", server, "--out", tmp_path / "other")
-    assert lost.exit_code == 2 and str(folder) in lost.stderr and "not see" in lost.stderr
+    assert lost.exit_code == 2 and f"{folder}: there is no such folder" in lost.stderr
+    folder.parent.rename(tmp_path / "unmounted")
+    unseen = call("job", "fetch", job_id, "--address", server, "--out", tmp_path / "other")
+    assert unseen.exit_code == 2 and str(folder) in unseen.stderr and "not see" in unseen.stderr
 
 
 @pytest.mark.very_slow

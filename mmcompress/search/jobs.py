@@ -352,7 +352,10 @@ def fetch_result(client: JobSubmissionClient, job_id: str, *, out: Path) -> Path
         fetch_run(folder, out)
         return out
     if Path(folder).parent.is_dir() and not Path(folder).exists():
-        raise ClusterError(f"{folder}: job '{job_id}' has written nothing yet")
+        raise ClusterError(
+            f"{folder}: there is no such folder: job '{job_id}' has written nothing yet, or it "
+            "was moved"
+        )
     if not Path(folder).is_dir():
         host = job.driver_node_id or "the cluster"
         raise ClusterError(
