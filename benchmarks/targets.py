@@ -10,7 +10,8 @@ others of its seed begin `--from` it, as another target on the next day would.
 A run that was interrupted goes on, and one that is finished is not run again. `--rows` and
 `--seeds` choose some of them. `--space` replaces the search space: `search_spaces/prune_only.yaml`
 stands in for a processor without VNNI. The report is written anew after every run, as Markdown and
-JSON. It says what was measured and which aims are missed; its exit code is 0 either way.
+JSON. It says what was measured and which aims are missed; its exit code is 0 either way. `--finished`
+writes it of the runs that are finished, and makes none.
 """
 
 from __future__ import annotations
@@ -165,13 +166,17 @@ class Table:
         """Return the run folder of a seed of a row."""
         return self.folder / f"{row}-s{seed}"
 
+    def locate_record(self, row: str, seed: int) -> Path:
+        """Return the file of what came of a seed of a row; it is there once the run is finished."""
+        return self.folder / f"{row}-s{seed}.json"
+
     def make_run(self, row: Row, seed: int) -> FinishedRun:
         """Make a run, or go on with it, and return what came of it.
 
         What is finished stays as it is. Minutes of attempts that were interrupted by an error of
         this script are lost, those of the command are kept.
         """
-        record_path = self.folder / f"{row.name}-s{seed}.json"
+        record_path = self.locate_record(row.name, seed)
         if record_path.exists():
             return read_record(FinishedRun, record_path)
         minutes_path = self.folder / f"{row.name}-s{seed}.minutes"
@@ -352,6 +357,9 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=[row.name for row in ROWS], default=None)
     parser.add_argument("--seeds", type=int, nargs="+", default=None)
     parser.add_argument("--space", default=None)
+    parser.add_argument(
+        "--finished", action="store_true", help="make no run: report those that are finished"
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     report = arguments.report or arguments.out / "report"
@@ -367,6 +375,8 @@ def main() -> None:
             continue
         for seed in row.seeds:
             if arguments.seeds is not None and seed not in arguments.seeds:
+                continue
+            if arguments.finished and not table.locate_record(row.name, seed).exists():
                 continue
             runs.append(table.make_run(row, seed))
             page = format_report(runs, space=arguments.space)

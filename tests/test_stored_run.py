@@ -169,6 +169,49 @@ def test_every_snapshot_is_one_moment_of_a_folder_that_changes(s3, url, tmp_path
     assert saved == 8
 
 
+def test_a_file_that_is_written_in_place_is_never_torn_from_its_hash(s3, url, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "spec.json").write_text("{}")
+    is_over = threading.Event()
+
+    def work():
+        """Write other bytes of the same length again and again, in the same file."""
+        number = 0
+        with (folder / "weights.bin").open("wb", buffering=0) as file:
+            while not is_over.is_set():
+                number += 1
+                file.seek(0)
+                file.write(bytes([number % 256]) * 200_000)
+
+    mirror = make_mirror(folder, url)
+    worker = threading.Thread(target=work)
+    worker.start()
+    try:
+        saved = sum(mirror.save() for _ in range(20))
+    finally:
+        is_over.set()
+        worker.join()
+    assert mirror.save() or saved
+    fetch_run(url, tmp_path / "copy")
+    assert (tmp_path / "copy/spec.json").exists()
+
+
+def test_a_change_within_a_tick_of_the_file_system_is_seen(s3, url, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    record = folder / "spec.json"
+    record.write_text("before")
+    status = record.stat()
+    mirror = make_mirror(folder, url)
+    assert mirror.save()
+    record.write_text("behind")
+    os.utime(record, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert mirror.save()
+    fetch_run(url, tmp_path / "copy")
+    assert (tmp_path / "copy/spec.json").read_text() == "behind"
+
+
 def test_a_run_that_another_process_renews_is_refused(s3, url):
     storage = RunStorage(url)
     first = Lease(storage, tell=print, on_lost=lambda: None)
@@ -312,6 +355,10 @@ def test_a_local_copy_that_was_removed_replaces_no_snapshot(s3, url, tmp_path):
     (folder / "timings.json").write_text("{}")
     with pytest.raises(DataError, match="the local copy of the run was removed"):
         mirror.save()
+    # It is no outage: the end of the run does not wait for it.
+    mirror.start()
+    with pytest.raises(DataError, match="the local copy of the run was removed"):
+        mirror.stop(is_failing=False)
     fetch_run(url, tmp_path / "copy")
     assert (tmp_path / "copy/study.journal").read_text() == "hours of trials"
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,13 @@ COPIES_FOLDER = "runs"
 
 SAVE_SECONDS = 5.0
 """Seconds between two snapshots: what a lost machine costs at most."""
+
+SETTLED_SECONDS = 2
+"""Seconds after its last change from which on a file is known by its size and its time: longer than
+the tick of any usual file system."""
+
+NANOSECONDS = 1_000_000_000
+"""Nanoseconds of a second."""
 
 MAX_LOOKS = 5
 """Times that a folder is looked at until nothing changes meanwhile."""
@@ -65,6 +72,10 @@ READ_NAMES = (
 
 READ_FOLDER = "bundle"
 """Name of folders of which the same is true."""
+
+
+class CopyRemoved(DataError):
+    """Somebody removed the local copy of a run that is under way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,7 +226,7 @@ class RunMirror:
             is_failing: An error ends the run, and is the one that a person should see.
 
         Raises:
-            DataError: The storage was away for too long.
+            DataError: The storage was away for too long, or the local copy was removed.
         """
         self._is_over.set()
         self._thread.join()
@@ -224,6 +235,11 @@ class RunMirror:
             try:
                 self.save()
                 self.storage.publish(self._list_read_files())
+                return
+            except CopyRemoved as error:
+                if not is_failing:
+                    raise
+                self._tell_user(str(error))
                 return
             except DataError as error:
                 self._tell_away(error)
@@ -246,6 +262,7 @@ class RunMirror:
             Whether it did not change meanwhile. Else the next time will do.
 
         Raises:
+            CopyRemoved: The local copy was removed.
             DataError: The storage gives no answer.
         """
         if not self.folder.is_dir():
@@ -256,7 +273,7 @@ class RunMirror:
             return False
         earlier = self._snapshot
         if earlier is not None and BEGUN_RECORD in set(earlier.files) - set(snapshot.files):
-            raise DataError(
+            raise CopyRemoved(
                 f"{self.folder}: the local copy of the run was removed; what was saved stays at "
                 f"{self.storage.url}. Stop this run, and go on with --resume"
             )
@@ -313,16 +330,29 @@ class RunMirror:
                 if isinstance(content, bytes):
                     files[path] = self._write_grown_file(path, content)
                     continue
-                if entry not in self._pieces:
-                    self._pieces[entry] = hash_file(content)
-                name = self._pieces[entry]
-                if name not in known:
-                    self.storage.write_piece(name, content)
+                if self._pieces.get(entry) not in known:
+                    name = self._write_file(content, known=known)
                     known.add(name)
-                files[path] = (name,)
+                    if _is_settled(entry):
+                        self._pieces[entry] = name
+                    files[path] = (name,)
+                else:
+                    files[path] = (self._pieces[entry],)
             shutil.rmtree(self._frozen, ignore_errors=True)
             return Snapshot(files=files, empty_folders=listing.empty_folders)
         return None
+
+    def _write_file(self, file: Path, *, known: Collection[str]) -> str:
+        """Write a file as one piece, unless that is known; returns its hash.
+
+        A copy is hashed and written: a file may be written in place, through the link as well.
+        """
+        copy = self._frozen / "copy"
+        shutil.copyfile(file, copy)
+        name = hash_file(copy)
+        if name not in known:
+            self.storage.write_piece(name, copy)
+        return name
 
     def _write_grown_file(self, path: str, content: bytes) -> tuple[str, ...]:
         """Write what is new of a file that only grows; returns the hashes of all its pieces."""
@@ -383,6 +413,14 @@ class RunMirror:
         """Note down which snapshot the local copy is, or has grown out of."""
         with replace_file(self._saved_record) as unfinished:
             unfinished.write_text(snapshot.identity, encoding="utf-8")
+
+
+def _is_settled(entry: Entry) -> bool:
+    """Return whether a file that is written again from now on would look otherwise.
+
+    File systems tell times in ticks. Within one of them a file may change unseen.
+    """
+    return time.time_ns() - entry.changed_ns > SETTLED_SECONDS * NANOSECONDS
 
 
 def _link_or_copy(file: Path, link: Path) -> None:
