@@ -33,8 +33,8 @@ SAVE_SECONDS = 5.0
 """Seconds between two snapshots: what a lost machine costs at most."""
 
 SETTLED_SECONDS = 2
-"""Seconds after its last change from which on a file is known by its size and its time. It is longer
-than the tick of any usual file system."""
+"""Seconds after its last change from which on a file is known by its size and its time. They are
+longer than the tick of any usual file system."""
 
 NANOSECONDS = 1_000_000_000
 """Nanoseconds of a second."""
