@@ -28,6 +28,7 @@ SHOWN_LANGUAGES = ("text", "json", "toml")
 
 RUN_ELSEWHERE = {
     "docs/how_to/own_criterion.md": "test_plugins.py",
+    "docs/how_to/own_metric.md": "test_plugins.py",
     "docs/how_to/own_model.md": "test_plugins.py and test_families.py",
     "docs/how_to/provider.md": "test_providers.py",
     "docs/how_to/serve.md": "test_serving.py",

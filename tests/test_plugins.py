@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.metrics.answers import Answers
 from mmcompress.prune.importance.inputs import ImportanceInputs
-from mmcompress.registry import IMPORTANCE
+from mmcompress.registry import IMPORTANCE, METRICS
 
 ROOT = Path(__file__).resolve().parents[1]
 CRITERION_PAGE = ROOT / "docs/how_to/own_criterion.md"
+METRIC_PAGE = ROOT / "docs/how_to/own_metric.md"
 MODEL_PAGE = ROOT / "docs/how_to/own_model.md"
 ARCHITECTURE_PAGE = ROOT / "docs/explanation/architecture.md"
 COMMANDS_PAGE = ROOT / "docs/reference/commands.md"
@@ -47,6 +49,27 @@ def test_the_readmes_criterion_works(tiny, tmp_path, monkeypatch, pipeline, mode
             scores[n][b.name].shape == (b.units,) and torch.isfinite(scores[n][b.name]).all()
             for b in m.weighted_blocks
         )
+
+
+def test_the_metric_of_the_page_scores_every_input(tiny, tmp_path, monkeypatch):
+    [code] = re.findall(r"```python\n(.*?)```", METRIC_PAGE.read_text(), re.DOTALL)
+    (tmp_path / "metric_of_the_page.py").write_text(code)
+    text = (tiny / "spec.yaml").read_text().replace("source: ./", f"source: {tiny}/")
+    (tmp_path / "spec.yaml").write_text(
+        text + "plugins: [metric_of_the_page]\nmetrics: [retrieval, first_word]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    answers = Answers(
+        references=("a red cup", "two dogs", "the sea"), texts=("a cat", "three dogs", "")
+    )
+    try:
+        spec = load_spec(tmp_path / "spec.yaml")
+        assert [metric.kind for metric in spec.metrics] == ["retrieval", "first_word"]
+        scores = METRICS.get("first_word")(answers)
+    finally:
+        METRICS._entries.pop("first_word", None)
+        sys.modules.pop("metric_of_the_page", None)
+    assert scores["first_word"].numerators == (1.0, 0.0, 0.0)
 
 
 def test_the_readmes_layout_is_found(monkeypatch):
