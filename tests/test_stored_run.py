@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,13 @@ from mmcompress.workspace import lease, mirror_run
 from mmcompress.workspace.clean import list_cache_parts
 from mmcompress.workspace.hold_folder import hold_folder
 from mmcompress.workspace.lease import Lease
-from mmcompress.workspace.mirror_run import RunMirror, fetch_run, keep_run, locate_run_folder
+from mmcompress.workspace.mirror_run import (
+    RunMirror,
+    fetch_run,
+    keep_run,
+    locate_run_folder,
+    locate_unsaved_record,
+)
 from mmcompress.workspace.run_storage import RunStorage
 
 TESTS = Path(__file__).parent
@@ -129,27 +136,41 @@ def test_what_is_of_no_use_any_more_is_removed(s3, url, tmp_path):
     assert len(pieces) == 1
 
 
+@contextmanager
+def working(work):
+    """Call `work` again and again in a thread, with the number of the call, until the block ends."""
+    is_over = threading.Event()
+
+    def go_on():
+        number = 0
+        while not is_over.is_set():
+            number += 1
+            work(number)
+
+    worker = threading.Thread(target=go_on)
+    worker.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        worker.join()
+
+
 def test_every_snapshot_is_one_moment_of_a_folder_that_changes(s3, url, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "spec.json").write_text("{}")
-    is_over = threading.Event()
 
-    def work():
+    def write_round(number):
         """Write a round into one folder, then into another one: never the other way round."""
-        number = 0
-        while not is_over.is_set():
-            number += 1
-            for name in ("first", "second"):
-                with replace_folder(folder / name) as unfinished:
-                    (unfinished / "round").write_text(str(number))
-                time.sleep(0.002)
+        for name in ("first", "second"):
+            with replace_folder(folder / name) as unfinished:
+                (unfinished / "round").write_text(str(number))
+            time.sleep(0.002)
 
     mirror = make_mirror(folder, url)
-    worker = threading.Thread(target=work)
-    worker.start()
     saved = 0
-    try:
+    with working(write_round):
         give_up_at = time.monotonic() + 20
         while saved < 8 and time.monotonic() < give_up_at:
             if not mirror.save():
@@ -163,38 +184,28 @@ def test_every_snapshot_is_one_moment_of_a_folder_that_changes(s3, url, tmp_path
             }
             if len(rounds) == 2:
                 assert rounds["first"] - rounds["second"] in (0, 1), rounds
-    finally:
-        is_over.set()
-        worker.join()
     assert saved == 8
 
 
-def test_a_file_that_is_written_in_place_is_never_torn_from_its_hash(s3, url, tmp_path):
+def test_what_is_written_of_a_file_in_place_has_its_own_hash(s3, url, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "spec.json").write_text("{}")
-    is_over = threading.Event()
-
-    def work():
-        """Write other bytes of the same length again and again, in the same file."""
-        number = 0
-        with (folder / "weights.bin").open("wb", buffering=0) as file:
-            while not is_over.is_set():
-                number += 1
-                file.seek(0)
-                file.write(bytes([number % 256]) * 200_000)
-
     mirror = make_mirror(folder, url)
-    worker = threading.Thread(target=work)
-    worker.start()
-    try:
-        saved = sum(mirror.save() for _ in range(20))
-    finally:
-        is_over.set()
-        worker.join()
-    assert mirror.save() or saved
+    with (folder / "weights.bin").open("wb", buffering=0) as file:
+
+        def write_in_place(number):
+            """Write other bytes of the same length into the same file."""
+            file.seek(0)
+            file.write(bytes([number % 256]) * 200_000)
+
+        with working(write_in_place):
+            for _ in range(20):
+                mirror.save()
+    assert mirror.save()
+    # A piece that is not what its name says is refused.
     fetch_run(url, tmp_path / "copy")
-    assert (tmp_path / "copy/spec.json").exists()
+    assert read_tree(tmp_path / "copy") == read_tree(folder)
 
 
 def test_a_change_within_a_tick_of_the_file_system_is_seen(s3, url, tmp_path):
@@ -372,6 +383,9 @@ def test_the_cache_is_cleaned_of_copies_that_nobody_works_on(s3, url, tmp_path, 
             (part,) = list_cache_parts()
             assert not part.can_go and "a process works on it" in part.about
     (part,) = list_cache_parts()
+    locate_unsaved_record(folder).touch()
+    (cut_off,) = list_cache_parts()
+    assert not cut_off.can_go and "was cut off" in cut_off.about
     assert part.can_go and part.path == folder and f"copy of the run at {url}" in part.about
 
 

@@ -59,8 +59,8 @@ class FittedStructure:
     """Latency of a finished artifact / latency of its structure before training, learned from an
     earlier artifact."""
     writing_factor: float = 1.0
-    """The part of `final_to_fitted` that stands for longer texts: latency with the texts of the
-    artifact / latency with those of the dense pipeline."""
+    """The part of `final_to_fitted` that free writing accounts for: what is expected of any
+    artifact, or what an earlier one showed."""
     exhausted: bool = False
     """It measures below the accepted range, and the search has nothing larger within the target."""
     is_trimmed: bool = False

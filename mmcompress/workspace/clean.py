@@ -11,7 +11,7 @@ from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.storage import DAMAGED_SUFFIX
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import is_held
-from mmcompress.workspace.mirror_run import COPIES_FOLDER, locate_url_record
+from mmcompress.workspace.mirror_run import COPIES_FOLDER, locate_unsaved_record, locate_url_record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,21 +93,30 @@ def list_cache_parts() -> list[DiskPart]:
 
 
 def _list_copies(folder: Path) -> list[DiskPart]:
-    """List the local copies of runs at storage URLs. Those that a process works on stay."""
+    """List the local copies of runs at storage URLs.
+
+    Those that a process works on stay, and those of runs that were cut off before they were saved.
+    """
     parts: list[DiskPart] = []
     for path in sorted(folder.iterdir()):
         if not path.is_dir():
             continue
         record = locate_url_record(path)
         url = record.read_text(encoding="utf-8") if record.exists() else "a storage URL"
-        is_in_use = is_held(RunFolder(path=path))
-        state = "a process works on it" if is_in_use else "it lies there, too"
+        state = "it lies there, too"
+        can_go = True
+        if is_held(RunFolder(path=path)):
+            state = "a process works on it"
+            can_go = False
+        elif locate_unsaved_record(path).exists():
+            state = "the run was cut off, and its end may be here alone: --resume saves it"
+            can_go = False
         parts.append(
             DiskPart(
                 path=path,
                 size_bytes=measure_size(path),
                 about=f"copy of the run at {url}: {state}",
-                can_go=not is_in_use,
+                can_go=can_go,
             )
         )
     return parts

@@ -16,6 +16,7 @@ from pathlib import Path
 from mmcompress.errors import DataError, SpecError
 from mmcompress.spec.storage_urls import is_remote
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.process_owner import describe_owner, is_owner_alive
 
 WAIT_OR_CHOOSE = "wait for its end or stop it, or choose another --out"
 """What helps a command that takes `--out` when another process holds its folder."""
@@ -73,7 +74,7 @@ def is_held(folder: RunFolder) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return _is_alive(_read_owner(descriptor))
+        return _is_another_alive(_read_owner(descriptor))
     else:
         owner = _read_owner(descriptor)
         return bool(owner) and owner.get("host") != os.uname().nodename
@@ -100,7 +101,7 @@ def _take_lock(folder: RunFolder, descriptor: int, *, cure: str) -> None:
     except BlockingIOError:
         owner = _read_owner(descriptor)
         raise DataError(
-            f"{folder}: {_describe_owner(owner)} is working on this run: {cure}"
+            f"{folder}: {describe_owner(owner)} is working on this run: {cure}"
         ) from None
     except OSError:
         # Some network file systems have no such locks: there the file alone tells.
@@ -112,9 +113,9 @@ def _take_lock(folder: RunFolder, descriptor: int, *, cure: str) -> None:
     host = os.uname().nodename
     # Not every file system tells other machines of a lock, so one of these may still be at work.
     may_be_at_work = bool(owner) and owner.get("host") != host
-    if may_be_at_work or (not has_lock and _is_alive(owner)):
+    if may_be_at_work or (not has_lock and _is_another_alive(owner)):
         raise DataError(
-            f"{folder}: {_describe_owner(owner)} began to work on this run and did not end: "
+            f"{folder}: {describe_owner(owner)} began to work on this run and did not end: "
             f"stop it, or remove {folder.lock} if it is gone"
         )
     text = json.dumps({"pid": os.getpid(), "host": host})
@@ -139,19 +140,6 @@ def _read_owner(descriptor: int) -> dict[str, object]:
     return owner if isinstance(owner, dict) else {}
 
 
-def _is_alive(owner: dict[str, object]) -> bool:
-    """Return whether the process that wrote a lock of this machine is still there."""
-    if owner.get("pid") == os.getpid():
-        return False
-    try:
-        os.kill(int(str(owner["pid"])), 0)
-    except (ProcessLookupError, KeyError, TypeError, ValueError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _describe_owner(owner: dict[str, object]) -> str:
-    """Return who holds a lock, for a message."""
-    return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
+def _is_another_alive(owner: dict[str, object]) -> bool:
+    """Return whether another process than this one wrote a lock of this machine and is there."""
+    return owner.get("pid") != os.getpid() and is_owner_alive(owner)

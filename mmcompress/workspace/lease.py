@@ -11,9 +11,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from mmcompress.errors import DataError
+from mmcompress.workspace.process_owner import describe_owner, is_owner_alive
 from mmcompress.workspace.run_storage import RunStorage
 
 LEASE_FILE = "lease.json"
@@ -62,8 +64,10 @@ class Lease:
             DataError: Another process holds it, or the storage gives no answer.
         """
         held = self.storage.read_json(LEASE_FILE)
-        if held is not None and not _is_of_dead_process(held):
-            self._require_left_behind(held)
+        if held is not None:
+            is_local = held.get("host") == os.uname().nodename
+            if not is_local or is_owner_alive(held):
+                self._require_left_behind(held)
         self._write()
         time.sleep(SETTLE_SECONDS)
         if not self._is_ours():
@@ -71,15 +75,16 @@ class Lease:
         self._thread.start()
 
     def release(self) -> None:
-        """Give the lease back."""
+        """Give the lease back. Where the storage is away, it runs out by itself."""
         self._is_over.set()
         self._thread.join()
         if not self.is_lost:
-            self.storage.remove(LEASE_FILE)
+            with suppress(DataError):
+                self.storage.remove(LEASE_FILE)
 
     def _require_left_behind(self, held: dict[str, Any]) -> None:
         """Watch the lease of another process; raise `DataError` when that renews it."""
-        owner = f"process {held.get('pid', '?')} on {held.get('host', '?')}"
+        owner = describe_owner(held)
         self._tell_user(
             f"{owner} began to work on this run: watching for {LEASE_SECONDS:.0f} s whether it is "
             "still there"
@@ -129,16 +134,3 @@ class Lease:
                 )
                 self._on_lost()
                 return
-
-
-def _is_of_dead_process(held: dict[str, Any]) -> bool:
-    """Return whether a lease is that of a process of this machine that is gone."""
-    if held.get("host") != os.uname().nodename:
-        return False
-    try:
-        os.kill(int(held["pid"]), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, KeyError, TypeError, ValueError):
-        return False
-    return False

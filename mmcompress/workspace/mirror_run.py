@@ -105,6 +105,11 @@ def locate_url_record(copy: Path) -> Path:
     return copy.with_name(f"{copy.name}.url")
 
 
+def locate_unsaved_record(copy: Path) -> Path:
+    """Return the file that is there while a local copy may hold what was not saved yet."""
+    return copy.with_name(f"{copy.name}.unsaved")
+
+
 def locate_run_folder(out: str | Path) -> Path:
     """Return the folder that a run works in: its own, or the local copy of one at a storage URL."""
     text = str(out)
@@ -183,6 +188,7 @@ class RunMirror:
         self._tell_user = tell
         self._frozen = folder.with_name(f"{folder.name}.frozen")
         self._saved_record = folder.with_name(f"{folder.name}.saved")
+        self._unsaved_record = locate_unsaved_record(folder)
         self._snapshot: Snapshot | None = None
         self._pieces: dict[Entry, str] = {}
         self._grown: dict[str, _GrownFile] = {}
@@ -217,6 +223,8 @@ class RunMirror:
 
     def start(self) -> None:
         """Save the folder every few seconds from now on."""
+        self._unsaved_record.parent.mkdir(parents=True, exist_ok=True)
+        self._unsaved_record.touch()
         self._thread.start()
 
     def stop(self, *, is_failing: bool) -> None:
@@ -235,6 +243,7 @@ class RunMirror:
             try:
                 self.save()
                 self.storage.publish(self._list_read_files())
+                self._unsaved_record.unlink(missing_ok=True)
                 return
             except CopyRemoved as error:
                 if not is_failing:
@@ -282,12 +291,14 @@ class RunMirror:
             earlier.empty_folders,
         ):
             return True
-        replaced = earlier.list_pieces() if earlier else set()
         if self.lease.is_lost:
             return False
-        self.storage.write_snapshot(snapshot, replaced=replaced)
+        self.storage.write_snapshot(snapshot)
+        # From here on the pieces of the one before count for nothing, whatever fails.
         self._snapshot = snapshot
         self._note_saved(snapshot)
+        if earlier is not None:
+            self.storage.remove_pieces(sorted(earlier.list_pieces() - snapshot.list_pieces()))
         return True
 
     def _keep(self) -> None:

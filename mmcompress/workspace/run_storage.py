@@ -15,7 +15,7 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
@@ -152,16 +152,14 @@ class RunStorage:
             else:
                 self.filesystem.put_file(str(content), target)
 
-    def write_snapshot(self, snapshot: Snapshot, *, replaced: Collection[str]) -> None:
-        """Write a snapshot whose pieces are all written.
-
-        Args:
-            snapshot: The snapshot.
-            replaced: The pieces of the one before. Those that are of no use any more are removed.
-        """
+    def write_snapshot(self, snapshot: Snapshot) -> None:
+        """Write a snapshot whose pieces are all written; it takes the place of the one before."""
         self.write_json(f"{STATE_FOLDER}/snapshot.json", to_plain(snapshot))
-        for piece in sorted(set(replaced) - snapshot.list_pieces()):
-            self.remove(f"{STATE_FOLDER}/pieces/{piece}")
+
+    def remove_pieces(self, names: Iterable[str]) -> None:
+        """Remove pieces that no snapshot needs any more."""
+        for name in names:
+            self.remove(f"{STATE_FOLDER}/pieces/{name}")
 
     def restore(self, snapshot: Snapshot, folder: Path) -> Snapshot:
         """Write the files of a snapshot into a folder, in place of what is in it.
