@@ -170,6 +170,16 @@ def test_every_trial_is_given_back_by_its_overrides(tmp_path):
             assert resolve_in_steps(t.overrides) == t.candidate
 
 
+def test_seeds_that_were_cut_to_one_structure_are_evaluated_once(tmp_path):
+    """Three finalists cut to a budget that moved had become one structure, evaluated thrice."""
+    seed = Candidate(
+        kept_units={"a": {"0": 32}, "b": {"1": 16}}, precision=dict.fromkeys(BLOCKS, "int8")
+    )
+    trials = go(tmp_path / "j", trials=0, mutations=0, seeds=[seed, seed, seed])
+    assert [trial.candidate for trial in trials] == [seed]
+    assert len(study.read_finished_trials(study.open_study(tmp_path / "j"))) == 1
+
+
 def test_going_on_keeps_what_was_finished(tmp_path):
     first = go(tmp_path / "j", trials=5, mutations=0)
     left = study.open_study(tmp_path / "j").ask()  # an earlier version left a trial running

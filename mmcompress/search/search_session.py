@@ -333,11 +333,7 @@ class SearchSession:
         self.progress = inputs.progress
         self.sampled = journal.count_tries(SAMPLER_ORIGIN)
         self.switched = journal.count_tries(LEVEL_SWITCH_ORIGIN)
-        self.seeds_left = [
-            (origin, candidate)
-            for origin, candidate in inputs.seeds
-            if candidate.make_key() not in journal.trials_by_key
-        ]
+        self.seeds_left = self._list_unknown_seeds()
         samples_left = max(effort.trials - self.sampled, 0)
         switches_left = max(effort.level_switches - self.switched, 0)
         self.total = max(1, len(self.seeds_left) + samples_left + switches_left)
@@ -368,6 +364,15 @@ class SearchSession:
         for future in finished:
             self.settle_trial(self.running.pop(future))
         self.driver_seconds += time.perf_counter() - start
+
+    def _list_unknown_seeds(self) -> list[tuple[str, Candidate]]:
+        """List the seeds to evaluate, each once: several may have been cut to one structure."""
+        seeds_by_key: dict[str, tuple[str, Candidate]] = {}
+        for origin, candidate in self.inputs.seeds:
+            key = candidate.make_key()
+            if key not in self.journal.trials_by_key:
+                seeds_by_key.setdefault(key, (origin, candidate))
+        return list(seeds_by_key.values())
 
     def make_dice(self) -> random.Random:
         """Make the dice of the level switches: they depend on how many results are known."""
