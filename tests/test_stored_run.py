@@ -15,14 +15,16 @@ import pytest
 from click.testing import CliRunner
 from golden_run import differences
 from killed_run import run_tiny
+from made_summary import make_summary
 from small_s3 import serve_s3
 from test_killed_run import describe
 
 from mmcompress.cli import main
 from mmcompress.errors import DataError, SpecError
-from mmcompress.storage import replace_file, replace_folder
+from mmcompress.storage import replace_file, replace_folder, write_record
 from mmcompress.workspace import lease, mirror_run
 from mmcompress.workspace.clean import list_cache_parts
+from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import hold_folder
 from mmcompress.workspace.lease import Lease
 from mmcompress.workspace.mirror_run import (
@@ -345,7 +347,7 @@ def test_commands_that_keep_no_run_refuse_a_url():
 
 
 @pytest.mark.parametrize(
-    "command", ["show", "explain", "watch", "report", "doctor", "verify", "compare-runs"]
+    "command", ["show", "explain", "report", "doctor", "verify", "compare-runs"]
 )
 def test_a_command_that_reads_a_folder_says_how_a_run_is_copied(command):
     done = CliRunner().invoke(main, [command, "s3://bucket/run"])
@@ -428,6 +430,49 @@ def test_a_run_is_fetched_by_its_url(s3, url, tmp_path):
     assert again.exit_code == 2 and "exists already" in again.stderr
     nothing = CliRunner().invoke(main, ["fetch", f"{url}-no", "--out", str(tmp_path / "there")])
     assert nothing.exit_code == 2 and "there is no run" in nothing.stderr
+
+
+def watch(place, *options):
+    done = CliRunner().invoke(main, ["watch", place, *options])
+    return done.exit_code, " ".join(done.output.split())
+
+
+def test_a_run_is_watched_by_its_url(s3, url, tmp_path, monkeypatch):
+    """From a machine that has nothing of it, while it is made, when its machine is lost, after it."""
+    from mmcompress.workspace.progress_log import ProgressLog
+
+    monkeypatch.setattr("mmcompress.workspace.watched_run.LEASE_SECONDS", 1.0)
+    monkeypatch.setattr("mmcompress.workspace.watched_run.SECONDS_BETWEEN_REMOTE_LOOKS", 0.2)
+    code, said = watch(url, "--once")
+    assert code == 2 and "there is no run" in said
+    with keep_run(url, resume=False, tell=print) as folder:
+        folder.mkdir(parents=True)
+        (folder / "spec.json").write_text("{}")
+        (folder / "weights.bin").write_bytes(bytes(1_000_000))
+        log = ProgressLog(RunFolder(path=folder), lambda *told: None)
+        log.begin()
+        log("search", "trial 1 of 9", 0.1)
+        for _ in range(100):
+            if "trial 1 of 9" in watch(url, "--once")[1]:
+                break
+            time.sleep(0.1)
+        code, said = watch(url, "--once")
+        assert code == 0 and "the run goes on" in said
+        log("search", "trial 9 of 9", 1.0)
+        log("distill", "step 1", 0.1)
+        lease = RunStorage(url).read_json("lease.json")
+    code, said = watch(url)
+    assert code == 0 and "step 1" in said
+    assert "the run was cut off; the same command with --resume goes on" in said
+    # The lease of a machine that is lost stays as it was.
+    RunStorage(url).write_json("lease.json", lease)
+    code, said = watch(url)
+    assert code == 0 and "the run was cut off" in said
+    with keep_run(url, resume=True, tell=print) as folder:
+        write_record(folder / "summary.json", make_summary())
+    code, said = watch(url)
+    assert "the run is finished: 2.08x" in said, said
+    assert f"mmcompress fetch {url} --out FOLDER copies it" in said
 
 
 @pytest.mark.slow

@@ -143,6 +143,25 @@ class RunStorage:
             _require_inner_path(self.url, path)
         return snapshot
 
+    def read_pieces(self, names: Iterable[str]) -> bytes | None:
+        """Read the content of a small file; None where a piece of it is gone.
+
+        Args:
+            names: The hashes of its pieces, in order.
+
+        Raises:
+            DataError: The storage gives no answer.
+        """
+        parts: list[bytes] = []
+        with name_storage_errors(self.url, "can't be read"):
+            try:
+                for name in names:
+                    part = self.filesystem.cat_file(self.locate(f"{STATE_FOLDER}/pieces/{name}"))
+                    parts.append(part)
+            except FileNotFoundError:
+                return None
+        return b"".join(parts)
+
     def write_piece(self, name: str, content: Path | bytes) -> None:
         """Write a piece of a file, from a file or as it is."""
         target = self.locate(f"{STATE_FOLDER}/pieces/{name}")
