@@ -58,7 +58,9 @@ def test_flags_take_the_place_of_what_the_pipeline_says(call, tmp_path):
     assert spec.nodes["captioner"].source == "transformers:me/it@main"
     assert spec.nodes["text"].source == "open_clip:ViT-B-32@openai"
     written = (tmp_path / "sub/mine.yaml").read_text()
-    assert "# BLIP's decoder, cross-attends them" in written
+    # What a node does stays; what its model was goes with the model.
+    assert "# writes three captions of those tokens" in written
+    assert "BLIP's decoder" not in written and "# CLIP's text tower" in written
 
 
 def test_a_folder_of_data_is_looked_at_and_the_spec_stays(call, tmp_path):

@@ -109,9 +109,9 @@ def fill_template(
 
 
 def _replace_source(text: str, node_name: str, *, source: str) -> str:
-    """Replace the source of one node."""
+    """Replace the source of one node, and the comment on it."""
     line = re.compile(
-        rf"^(  {re.escape(node_name)}:.*\n(?:    .*\n)*?    source: )(\"[^\"]*\"|\S+)", re.M
+        rf"^(  {re.escape(node_name)}:.*\n(?:    .*\n)*?    source: )(\"[^\"]*\"|\S+).*", re.M
     )
     if not line.search(text):
         nodes = re.findall(r"^  (\w+):.*\n(?:    .*\n)*?    source:", text, re.M)
