@@ -1,4 +1,6 @@
-"""A training that two workers of a local Ray share: `shared_training.py SPEC OUT STEPS`.
+"""A training that two workers of a local Ray share: `shared_training.py SPEC OUT STEPS [URL]`.
+
+With a storage URL, its checkpoints go there.
 
 What it tells goes to standard output, a line each. With a training under way in OUT it goes on.
 """
@@ -23,7 +25,7 @@ SETTINGS = {
 }
 
 
-def main(spec: str, out: Path, steps: int) -> None:
+def main(spec: str, out: Path, steps: int, url: str = "") -> None:
     # A report of a checkpoint takes Ray some two seconds.
     train_on_ray.SHARED_CHECKPOINT_SECONDS = 4.0
     run = open_run(
@@ -33,6 +35,9 @@ def main(spec: str, out: Path, steps: int) -> None:
         resume=out.exists(),
         on_progress=lambda stage, message, share: print(message, flush=True),
     )
+    run.storage_url = url
+    # The storage names the state of a training after the structure.
+    run.folder.fitted.write_text("the same in every try")
     models = {
         name: copy_resized(model, cut_each_block(model.blocks, 0.5))
         for name, model in run.models.items()
@@ -44,4 +49,4 @@ def main(spec: str, out: Path, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

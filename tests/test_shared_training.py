@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from small_s3 import serve_s3
 
 from mmcompress.workspace.folder import RunFolder
 
@@ -21,19 +23,21 @@ TESTS = Path(__file__).parent
 STEPS = 200
 
 
-def start(spec, out):
-    command = [sys.executable, "shared_training.py", str(spec), str(out), str(STEPS)]
+def start(spec, out, *url):
+    command = [sys.executable, "shared_training.py", str(spec), str(out), str(STEPS), *url]
     return subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True)
 
 
-def read_until_checkpoint(process, out):
+# Ray lists a checkpoint here once it is whole.
+WHOLE_CHECKPOINTS = "training/checkpoint_manager_snapshot.json"
+
+
+def read_until_checkpoint(process, is_written):
     """Read lines until a step is told after a checkpoint was written."""
     lines = []
     for line in process.stdout:
         lines.append(line)
-        # Ray lists a checkpoint here once it is whole.
-        written = RunFolder(path=out).shared_training / "training/checkpoint_manager_snapshot.json"
-        if written.exists() and line.startswith("step"):
+        if line.startswith("step") and is_written():
             return
     raise AssertionError("".join(lines))
 
@@ -70,7 +74,7 @@ def check_history(out):
 def test_a_worker_that_is_lost_is_replaced(tiny, tmp_path):
     out = tmp_path / "run"
     process = start(tiny / "spec.yaml", out)
-    read_until_checkpoint(process, out)
+    read_until_checkpoint(process, (RunFolder(path=out).shared_training / WHOLE_CHECKPOINTS).exists)
     workers = find_training_workers(process)
     assert len(workers) == 2
     workers[-1].kill()
@@ -83,10 +87,30 @@ def test_a_worker_that_is_lost_is_replaced(tiny, tmp_path):
 def test_a_run_that_is_killed_goes_on_from_the_last_checkpoint(tiny, tmp_path):
     out = tmp_path / "run"
     process = start(tiny / "spec.yaml", out)
-    read_until_checkpoint(process, out)
+    read_until_checkpoint(process, (RunFolder(path=out).shared_training / WHOLE_CHECKPOINTS).exists)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
     told = read_to_the_end(start(tiny / "spec.yaml", out))
     assert min(list_steps(told)) > 1 and f"trained {STEPS} steps" in told
     check_history(out)
+
+
+def test_a_run_whose_machine_is_lost_goes_on_from_the_checkpoint_at_its_url(tiny, tmp_path):
+    """Another machine has nothing of the first one but the storage."""
+    with serve_s3("runs") as client:
+
+        def is_written():
+            found = client.list_objects_v2(Bucket="runs").get("Contents", ())
+            return any(entry["Key"].endswith(WHOLE_CHECKPOINTS) for entry in found)
+
+        url = "s3://runs/shared"
+        process = start(tiny / "spec.yaml", tmp_path / "one", url)
+        read_until_checkpoint(process, is_written)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        shutil.rmtree(tmp_path / "one")
+        told = read_to_the_end(start(tiny / "spec.yaml", tmp_path / "other", url))
+    assert min(list_steps(told)) > 1 and f"trained {STEPS} steps" in told
+    check_history(tmp_path / "other")
