@@ -141,8 +141,10 @@ class RayExecutor(Executor):
             "num_gpus": self.resources.gpu,
             "resources": self.resources.custom,
             "max_retries": 0,
-            "scheduling_strategy": "SPREAD",
         }
+        if self.settings.address:
+            # Over nodes. On one machine Ray would ask for a new worker at every task all the same.
+            options["scheduling_strategy"] = "SPREAD"
         if self.resources.memory_gb:
             options["memory"] = self.resources.memory_gb * BYTES_PER_GB
         self.remote_task = ray.remote(**options)(_call_task_on_ray)
