@@ -17,7 +17,12 @@ import numpy as np
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow, choose_measured_sizes
 from mmcompress.measure.cost_model.plan import Export
-from mmcompress.measure.latency.bench import BenchmarkOptions, GenerationTraces, Samples
+from mmcompress.measure.latency.bench import (
+    BenchmarkOptions,
+    GenerationTraces,
+    Samples,
+    group_requests,
+)
 from mmcompress.measure.latency.benchmark_in_subprocess import (
     BenchmarkJob,
     bench_in_process,
@@ -149,20 +154,21 @@ class SimulatedBundle:
     def pipeline(self) -> Pipeline:
         return load_bundle(self.bundle, self.threads)
 
-    def ask(self, request: dict, *, trace: GenerationTraces | None) -> Answer:
-        """Send a request, or return what was observed when it was sent before."""
+    def ask(self, batch: list[dict], *, trace: GenerationTraces | None) -> Answer:
+        """Send a batch, or return what was observed when it was sent before."""
         decisive = self.manifest_text if trace is None else self._describe_graphs()
-        key = (decisive, hash_request(request), repr(trace))
+        hashes = " ".join(hash_request(request) for request in batch)
+        key = (decisive, hashes, repr(trace))
         if key not in ANSWERS:
-            ANSWERS[key] = self._observe(request, trace=trace)
+            ANSWERS[key] = self._observe(batch, trace=trace)
         return ANSWERS[key]
 
-    def _observe(self, request: dict, *, trace: GenerationTraces | None) -> Answer:
+    def _observe(self, batch: list[dict], *, trace: GenerationTraces | None) -> Answer:
         pipeline = self.pipeline
         for node_name, decoder in pipeline.writers.items():
             decoder.replay = trace[node_name] if trace is not None else ()
         before = self._count_calls()
-        pipeline(**request)
+        pipeline.answer_batch(batch)
         after = self._count_calls()
         return Answer(
             calls={graph: after[graph] - count for graph, count in before.items()},
@@ -195,11 +201,12 @@ def simulate_bundle(bundle: Path, requests: list, *, options: BenchmarkOptions) 
     for node_name, entry in node_entries.items():
         for graph_name, file_name in entry.get("files", {}).items():
             call_ms[node_name, graph_name] = compute_call_ms(bundle / file_name)
+    batches = group_requests(requests, options.batch)
     samples = Samples()
     for number in range(min(options.max_requests, MAX_REQUESTS)):
-        position = (options.first_request + number) % len(requests)
+        position = (options.first_request + number) % len(batches)
         trace = options.traces[position] if options.traces else None
-        answer = simulated.ask(requests[position], trace=trace)
+        answer = simulated.ask(batches[position], trace=trace)
         session_ms = dict.fromkeys(node_entries, 0)
         for graph, count in answer.calls.items():
             session_ms[graph[0]] += count * call_ms[graph]

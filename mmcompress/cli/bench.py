@@ -17,7 +17,8 @@ from mmcompress.cli.options import LocalPath
 from mmcompress.cli.predict import parse_input
 from mmcompress.measure.latency.bench import BenchmarkOptions, PipelineLatency, Samples
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
-from mmcompress.runtime.check_manifest import MAX_THREADS
+from mmcompress.runtime.bundle import read_manifest
+from mmcompress.runtime.check_manifest import MAX_BATCH, MAX_THREADS
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.sample_requests import has_requests, read_requests
 from mmcompress.stats import estimate_relative_margin
@@ -58,6 +59,11 @@ WARMUP_REQUESTS = 10
     "--provider",
     help="What sessions run on (default: as measured); `mmcompress list providers` has the names.",
 )
+@click.option(
+    "--batch",
+    type=click.IntRange(1, MAX_BATCH),
+    help="Requests that are answered together (default: as measured).",
+)
 @click.option("--json", "as_json", is_flag=True, help="The figures as JSON, by bundle.")
 def bench_command(
     bundle: str,
@@ -66,6 +72,7 @@ def bench_command(
     max_requests: int,
     threads: int | None,
     provider: str | None,
+    batch: int | None,
     as_json: bool,
 ) -> None:
     """Measure a bundle end to end, alone or in turn with another."""
@@ -77,15 +84,28 @@ def bench_command(
         requests = [dict(request.inputs) for request in read_requests(bundles["bundle"]).requests]
     if not requests:
         requests.append(load_bundle(bundle, threads, provider=provider).make_noise_request())
+    batch = batch or read_manifest(bundle).get("batch", 1)
     options = BenchmarkOptions(
-        warmup=WARMUP_REQUESTS, max_requests=max_requests, threads=threads, provider=provider
+        warmup=WARMUP_REQUESTS,
+        max_requests=max_requests,
+        threads=threads,
+        provider=provider,
+        batch=batch,
     )
     samples = bench_repeated(bundles, requests, options=options)
     latencies = {name: sample.summarize() for name, sample in samples.items()}
     if as_json:
-        click.echo(json.dumps(_collect_figures(latencies, bundles), indent=1))
+        click.echo(json.dumps(_collect_figures(latencies, bundles, batch=batch), indent=1))
         return
-    table = Table("", "p50", "p95", "IQR", "n", "inside models", box=None)
+    table = Table(
+        "" if batch == 1 else f"batches of {batch}",
+        "p50",
+        "p95",
+        "IQR",
+        "n",
+        "inside models",
+        box=None,
+    )
     for name, measured in latencies.items():
         table.add_row(
             escape(str(bundles[name])),
@@ -122,13 +142,14 @@ def _estimate_ratio_margin(bundle: Samples, against: Samples) -> float:
 
 
 def _collect_figures(
-    latencies: Mapping[str, PipelineLatency], bundles: Mapping[str, Path]
+    latencies: Mapping[str, PipelineLatency], bundles: Mapping[str, Path], *, batch: int
 ) -> dict[str, Any]:
     """Return the figures of every bundle, as JSON takes them."""
     figures: dict[str, Any] = {}
     for name, measured in latencies.items():
         figures[name] = {
             "path": str(bundles[name]),
+            "batch": batch,
             "latency_ms": to_plain(measured.latency),
             "nodes_ms": {node: to_plain(latency) for node, latency in measured.nodes.items()},
             "model_share": measured.model_share,

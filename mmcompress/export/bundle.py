@@ -31,6 +31,7 @@ from mmcompress.results.records import Proof
 from mmcompress.runtime.bundle import BUNDLE_FORMAT, hash_file, read_manifest
 from mmcompress.runtime.graph import Pipeline
 from mmcompress.runtime.machine import describe_cpu, list_package_versions
+from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.runtime.sessions import TimedSession, open_session
 from mmcompress.spec.schema import Node, Spec
 from mmcompress.storage import replace_folder, to_plain, write_record
@@ -77,6 +78,7 @@ def write_bundle(
     folder: Path,
     prove: bool = True,
     fp32_folder: Path | None = None,
+    progress: StageProgress = ignore_progress,
 ) -> list[Proof]:
     """Export a pipeline, quantize it, prove it, and put the bundle in place, whole or not at all.
 
@@ -87,6 +89,7 @@ def write_bundle(
         prove: Whether exports are compared with their models. Bundles that are only timed are not.
         fp32_folder: Where the fp32 files of quantized generators are kept, by node: their
             generation is proved in fp32.
+        progress: Hears which node is exported, and the share of the nodes that is done.
 
     Returns:
         The proofs, failed ones included.
@@ -101,7 +104,11 @@ def write_bundle(
         writer = _BundleWriter(
             spec, contents, folder=new_folder, prove=prove, fp32_folder=fp32_folder
         )
+        written_count = 0
         for node_name in sort_nodes(spec):
+            if node_name in models:
+                progress(f"exporting {node_name}", written_count / len(models))
+                written_count += 1
             writer.write_node(node_name)
         write_record(new_folder / "manifest.json", writer.build_manifest())
     return writer.proofs
@@ -203,6 +210,7 @@ class _BundleWriter:
             "format": BUNDLE_FORMAT,
             "name": self.spec.name,
             "threads": self.spec.measure.threads,
+            "batch": self.spec.measure.batch,
             "parallel": self.spec.measure.parallel,
             "provider": self.spec.measure.provider,
             "graph": {

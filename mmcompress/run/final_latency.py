@@ -28,7 +28,7 @@ from mmcompress.results.records import FreeWriting
 from mmcompress.run.answers import list_bundles
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.free_writing import estimate_free_writing
-from mmcompress.run.profile import BENCH_REQUESTS, Profile
+from mmcompress.run.profile import Profile, count_bench_batches, load_bench_requests
 from mmcompress.run.run_policy import MeasuringLimits
 from mmcompress.run.structure_benchmark import find_reference_bundles
 from mmcompress.stats import Latency, estimate_relative_margin, summarize_latency
@@ -78,7 +78,7 @@ class FinalLatency:
         with run.time_stage("measure"):
             samples = bench_repeated(
                 {**list_bundles(run), **self._references},
-                run.load_requests(BENCH_REQUESTS),
+                load_bench_requests(run),
                 options=BenchmarkOptions(
                     warmup=measure.warmup,
                     max_requests=MAX_REQUESTS_FACTOR * min_requests,
@@ -86,6 +86,7 @@ class FinalLatency:
                     seconds=share * choose_comparison_seconds(dense_ms),
                     first_request=sent,
                     threads=measure.threads,
+                    batch=measure.batch,
                     loads=max(1, round(share * bench_repeats(dense_ms))),
                 ),
                 benchmark=run.bench.benchmark_bundles,
@@ -144,7 +145,7 @@ class FinalLatency:
             samples["compressed"],
             samples["baseline"],
             fitted=fitted,
-            distinct_requests=BENCH_REQUESTS,
+            distinct_requests=count_bench_batches(self._run),
             statistic=self._run.goal.statistic,
         )
 

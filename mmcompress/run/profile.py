@@ -27,7 +27,10 @@ from mmcompress.measure.latency.bench import (
     PipelineLatency,
     Samples,
 )
-from mmcompress.measure.latency.bench_with_replay import bench_with_replay
+from mmcompress.measure.latency.bench_with_replay import (
+    MIN_REPLAYED_REQUESTS,
+    bench_with_replay,
+)
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_block_params, count_params_and_macs
@@ -37,12 +40,16 @@ from mmcompress.results.records import Proof
 from mmcompress.run.answers import try_metrics
 from mmcompress.run.tell_fallbacks import tell_fallbacks
 from mmcompress.runtime.bundle import BUNDLE_FORMAT, read_manifest
+from mmcompress.runtime.progress import scale_progress
 from mmcompress.stats import Latency
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 
 BENCH_REQUESTS = 64
 """Different requests that pipelines are measured with: generators write texts of many lengths."""
+
+EXPORTED_SHARE = 0.4
+"""Share of the profile that is done when all models are exported."""
 
 MAX_GENERATION_PROOF_PAIRS = 12
 """Validation pairs at most that generation is proved on: the library's own loop is slow."""
@@ -130,12 +137,18 @@ def _make_profile(run: RunContext) -> Profile:
     run.on_progress("profile", "exporting the dense pipeline", 0.0)
     bundle = run.shared.baseline
     precision = dict.fromkeys(run.models, "fp32")
-    proofs = run.write_bundle(run.models, precision, kept={}, folder=bundle)
-    proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=bundle)
-    run.on_progress("profile", "comparing with the models' own libraries", 0.5)
-    proofs += prove_fidelity(
-        run.spec, bundle=bundle, data=run.data, on_progress=partial(run.on_progress, "profile")
+    tell = partial(run.on_progress, "profile")
+    proofs = run.write_bundle(
+        run.models,
+        precision,
+        kept={},
+        folder=bundle,
+        progress=scale_progress(tell, start=0.0, end=EXPORTED_SHARE),
     )
+    tell("comparing generators with their models", EXPORTED_SHARE)
+    proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=bundle)
+    tell("comparing with the models' own libraries", 0.5)
+    proofs += prove_fidelity(run.spec, bundle=bundle, data=run.data, on_progress=tell)
     require_proofs(proofs)
     tell_fallbacks(run, bundle, stage="profile")
     try_metrics(run, bundle)
@@ -180,16 +193,27 @@ def _measure_bundle(run: RunContext, proofs: Sequence[Proof]) -> Profile:
     )
 
 
+def load_bench_requests(run: RunContext) -> list[dict[str, object]]:
+    """Load the requests that pipelines are measured with: enough for several different batches."""
+    return run.load_requests(count_bench_batches(run) * run.spec.measure.batch)
+
+
+def count_bench_batches(run: RunContext) -> int:
+    """Count the different batches that pipelines are measured with; a batch may be one request."""
+    return max(BENCH_REQUESTS // run.spec.measure.batch, MIN_REPLAYED_REQUESTS)
+
+
 def _bench_dense(run: RunContext) -> PipelineLatency:
     """Measure the dense pipeline end to end."""
     run.on_progress("profile", "measuring it end to end", 0.6)
     samples = bench_repeated(
         {"dense": run.shared.baseline},
-        run.load_requests(BENCH_REQUESTS),
+        load_bench_requests(run),
         options=BenchmarkOptions(
             warmup=run.spec.measure.warmup,
             max_requests=run.spec.measure.requests,
             threads=run.spec.measure.threads,
+            batch=run.spec.measure.batch,
             loads=1,
         ),
         benchmark=run.bench.benchmark_bundles,
@@ -265,12 +289,13 @@ def bench_beside_dense(
     measure = run.spec.measure
     return bench_with_replay(
         bundles,
-        run.load_requests(BENCH_REQUESTS),
+        load_bench_requests(run),
         options=BenchmarkOptions(
             warmup=measure.warmup,
             max_requests=max_requests,
             traces=dense.traces,
             threads=measure.threads,
+            batch=measure.batch,
         ),
         dense_ms=dense.latency_ms.p50,
         benchmark=run.bench.benchmark_bundles,

@@ -11,7 +11,7 @@ from mmcompress.measure.cost_model.plan import BASELINE_FOLDER, QUANTIZED_FOLDER
 from mmcompress.measure.devices.kit import KIT_FILE, Kit
 from mmcompress.measure.latency.benchmark_in_subprocess import save_requests
 from mmcompress.run.predictor import plan_run_measurements, write_reference_bundles
-from mmcompress.run.profile import BENCH_REQUESTS, profile_pipeline
+from mmcompress.run.profile import load_bench_requests, profile_pipeline
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
 
@@ -35,7 +35,7 @@ def write_kit(run: RunContext, folder: Path) -> Path:
     plan = plan_run_measurements(run, dense)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(run.shared.baseline, folder / BASELINE_FOLDER)
-    texts = save_requests(folder, run.load_requests(BENCH_REQUESTS))
+    texts = save_requests(folder, load_bench_requests(run))
     write_reference_bundles(run, plan, folder=folder / QUANTIZED_FOLDER)
     exports = []
     for export in write_exports(run.spec, run.models, plan=plan, calls=dense.calls, folder=folder):
@@ -50,6 +50,7 @@ def write_kit(run: RunContext, folder: Path) -> Path:
         pipeline=run.spec.name,
         threads=measure.threads,
         provider=measure.provider,
+        batch=measure.batch,
         warmup=measure.warmup,
         requests=measure.requests,
         plan=plan,

@@ -253,6 +253,102 @@ def count_repeated_tail(ids: Sequence[int]) -> int:
     return 0
 
 
+class BeamSearch:
+    """The search for the best sequences of one item: it looks at scores, and says how to go on.
+
+    What runs the model may hold several searches, and give every one its own rows of the scores.
+
+    Args:
+        generation: How to write.
+        made_moves: A list that every move is appended to.
+        moves_to_follow: Moves to make in place of those that the scores ask for, one for each step
+            but the last.
+    """
+
+    def __init__(
+        self,
+        generation: Generation,
+        *,
+        made_moves: list[BeamMove] | None = None,
+        moves_to_follow: Sequence[BeamMove] = (),
+    ):
+        self.generation = generation
+        self.made_moves = made_moves
+        self.moves_to_follow = moves_to_follow
+        # What stays the same is asked once: a step of a small model takes some 100 microseconds.
+        self.beams = generation.beams
+        self.start = list(generation.start)
+        self.ends = frozenset(generation.ends)
+        self.has_rules = generation.has_rules
+        self.running = [self.start] * self.beams
+        # All beams start alike, so only one of them may be continued in the first step.
+        self.scores = [0.0] + [MASKED_SCORE] * (self.beams - 1)
+        self.finished: list[ScoredSequence] = []
+        """The best sequences that have ended, the best first."""
+        self.position = len(self.start)
+        """Tokens that the model has read."""
+        self.step = 0
+        """Moves that were made."""
+
+    def advance(self, scores_BV: np.ndarray) -> BeamMove | None:
+        """Choose how to go on.
+
+        Args:
+            scores_BV: Log-probabilities of the next token of every running sequence.
+
+        Returns:
+            The move of the beams; None at the end: `finished` holds the result.
+        """
+        generation = self.generation
+        beams = self.beams
+        if self.has_rules:
+            scores_BV = _follow_rules(scores_BV, generation, running=self.running)
+        options = _rank_options(scores_BV, self.scores, end_count=len(self.ends))
+        is_last = self.position + 1 >= generation.max_tokens
+        length = self.position + 1 - len(generation.prompt or (generation.bos,))
+        # Only the first options may end: an end token further down is not probable enough.
+        ending = options[:beams]
+        if not is_last:
+            ending = [option for option in ending if option[2] in self.ends]
+        if ending:
+            self.finished = _add_finished(
+                self.finished, ending, running=self.running, generation=generation, length=length
+            )
+        if is_last:
+            return None
+        unfinished = [option for option in options if option[2] not in self.ends]
+        unfinished = unfinished[:beams]
+        if _is_settled(self.finished, unfinished, generation=generation, length=length):
+            return None
+        self.scores = [score for score, _, _ in unfinished]
+        move = (
+            tuple(beam for _, beam, _ in unfinished),
+            tuple(token for _, _, token in unfinished),
+        )
+        if self.moves_to_follow:
+            move = self.moves_to_follow[self.step]
+        self.step += 1
+        self.position += 1
+        self.running = _extend_sequences(self.running, move)
+        if generation.guard and self._end_repetition(length):
+            return None
+        if self.made_moves is not None:
+            self.made_moves.append(move)
+        return move
+
+    def _end_repetition(self, length: int) -> bool:
+        """End the search when the best sequence only repeats itself; returns whether it does."""
+        repeated_tokens = count_repeated_tail(self.running[0][len(self.start) :])
+        if not repeated_tokens:
+            return False
+        divisor = length**self.generation.length_penalty
+        means = [score / divisor for score in self.scores]
+        self.running[0] = self.running[0][:-repeated_tokens]
+        ended_sequences = list(zip(means, self.running, strict=True))
+        self.finished = _take_best([*self.finished, *ended_sequences], self.beams)
+        return True
+
+
 def beam_search(
     decode_step: DecodeStep,
     past: list[np.ndarray],
@@ -274,60 +370,66 @@ def beam_search(
     Returns:
         `generation.beams` sequences, the best first.
     """
-    # What stays the same is asked once: a step of a small model takes some 100 microseconds.
-    start = list(generation.start)
-    ends = frozenset(generation.ends)
-    has_rules = generation.has_rules
-    running = [start] * generation.beams
-    # all beams start alike, so only one of them may be continued in the first step
-    scores = [0.0] + [MASKED_SCORE] * (generation.beams - 1)
-    unmoved_beams = tuple(range(generation.beams))
-    finished: list[ScoredSequence] = []
-    new_ids_BT = np.array(running, np.int64)
+    search = BeamSearch(generation, made_moves=made_moves, moves_to_follow=moves_to_follow)
+    unmoved_beams = tuple(range(search.beams))
+    new_ids_BT = np.array(search.running, np.int64)
     position = 0
-    step = 0
     while True:
         scores_BV, past = decode_step(new_ids_BT, position, past)
         position += new_ids_BT.shape[1]
-        if has_rules:
-            scores_BV = _follow_rules(scores_BV, generation, running=running)
-        options = _rank_options(scores_BV, scores, end_count=len(ends))
-        is_last = position + 1 >= generation.max_tokens
-        length = position + 1 - len(generation.prompt or (generation.bos,))
-        # Only the first options may end: an end token further down is not probable enough.
-        ending = options[: generation.beams]
-        if not is_last:
-            ending = [option for option in ending if option[2] in ends]
-        if ending:
-            finished = _add_finished(
-                finished, ending, running=running, generation=generation, length=length
-            )
-        if is_last:
-            return finished
-        unfinished = [option for option in options if option[2] not in ends]
-        unfinished = unfinished[: generation.beams]
-        if _is_settled(finished, unfinished, generation=generation, length=length):
-            return finished
-        scores = [score for score, _, _ in unfinished]
-        beams = tuple(beam for _, beam, _ in unfinished)
-        tokens = tuple(token for _, _, token in unfinished)
-        if moves_to_follow:
-            beams, tokens = moves_to_follow[step]
-        step += 1
-        running = _extend_sequences(running, (beams, tokens))
-        if generation.guard:
-            repeated_tokens = count_repeated_tail(running[0][len(start) :])
-            if repeated_tokens:
-                divisor = length**generation.length_penalty
-                means = [score / divisor for score in scores]
-                running[0] = running[0][:-repeated_tokens]
-                ended_sequences = list(zip(means, running, strict=True))
-                return _take_best([*finished, *ended_sequences], generation.beams)
-        if made_moves is not None:
-            made_moves.append((beams, tokens))
+        move = search.advance(scores_BV)
+        if move is None:
+            return search.finished
+        beams, tokens = move
         if beams != unmoved_beams:
             # the cache goes along with the beams
             order = np.array(beams)
+            past = [cache.take(order, 0) for cache in past]
+        new_ids_BT = np.array(tokens, np.int64)[:, None]
+
+
+def search_together(
+    decode_step: DecodeStep,
+    past: list[np.ndarray],
+    *,
+    searches: Sequence[BeamSearch],
+    drop_rows: Callable[[np.ndarray], None],
+) -> None:
+    """Write the best sequences of several items, all in one call of the model a step.
+
+    An item that has ended leaves the calls. Every search holds what it has found.
+
+    Args:
+        decode_step: Runs the model on new tokens. B is beams times items, item after item.
+        past: The cache before the first step, batch axis first.
+        searches: One for each item, all with as many beams and the same start.
+        drop_rows: Called with the rows [r] that stay, whenever an item has left.
+    """
+    active = list(searches)
+    new_ids_BT = np.array([ids for search in active for ids in search.running], np.int64)
+    position = 0
+    while active:
+        scores_BV, past = decode_step(new_ids_BT, position, past)
+        position += new_ids_BT.shape[1]
+        going_on: list[BeamSearch] = []
+        source_rows: list[int] = []
+        kept_rows: list[int] = []
+        tokens: list[int] = []
+        first_row = 0
+        for search in active:
+            end_row = first_row + search.beams
+            move = search.advance(scores_BV[first_row:end_row])
+            if move is not None:
+                going_on.append(search)
+                kept_rows += range(first_row, end_row)
+                source_rows += [first_row + beam for beam in move[0]]
+                tokens += move[1]
+            first_row = end_row
+        if len(going_on) < len(active):
+            drop_rows(np.array(kept_rows, np.int64))
+        active = going_on
+        if source_rows != list(range(first_row)):
+            order = np.array(source_rows, np.int64)
             past = [cache.take(order, 0) for cache in past]
         new_ids_BT = np.array(tokens, np.int64)[:, None]
 

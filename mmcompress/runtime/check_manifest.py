@@ -22,6 +22,9 @@ from mmcompress.runtime.check_values import (
 MAX_THREADS = 256
 """Threads of a session: more only wait for each other."""
 
+MAX_BATCH = 4096
+"""Requests that are answered together."""
+
 MAX_NODES = 1_000
 """Nodes of a pipeline: each may have a thread of its own."""
 
@@ -67,6 +70,7 @@ TEXT_TYPE = "text"
 ROOT_RULES: Rules = {
     "name": check_text,
     "threads": require_whole_number(1, MAX_THREADS),
+    "batch": require_whole_number(1, MAX_BATCH),
     "parallel": check_flag,
     "provider": _check_provider,
     "graph": {

@@ -6,10 +6,11 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -28,6 +29,15 @@ from mmcompress.runtime.providers import CPU_PROVIDER, count_fallbacks
 from mmcompress.runtime.replay import TextWriter
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
+
+
+@runtime_checkable
+class AnswersBatches(Protocol):
+    """A deployed node that answers several requests with as few calls of its models as it can."""
+
+    def answer_batch(self, requests: Sequence[Values]) -> list[Values]:
+        """Return its outputs for each request; one is what it reads, by port."""
+        ...
 
 
 def sum_critical_path(seconds: Mapping[str, float], reads: Mapping[str, Collection[str]]) -> float:
@@ -209,7 +219,38 @@ class Pipeline:
             DataError: No input is given, or one that the pipeline has not, or one can't be read.
             BundleError: A node can't answer: its models don't fit its configuration.
         """
-        values = self.run(**inputs)
+        return self._select_outputs(self.run(**inputs), inputs)
+
+    def answer_batch(self, requests: Sequence[Mapping[str, object]]) -> list[Values]:
+        """Answer several requests together: models are called once for all of them.
+
+        Args:
+            requests: Inputs by name, as a single call takes them. All give the same inputs.
+
+        Returns:
+            The outputs of every request, as a single call gives them, in the order of the requests.
+
+        Raises:
+            DataError: The requests give different inputs, or what a single call raises.
+            BundleError: A node can't answer: its models don't fit its configuration.
+        """
+        if not requests:
+            return []
+        given = set(requests[0])
+        for place, request in enumerate(requests):
+            self._check_inputs(request)
+            if set(request) != given:
+                raise DataError(
+                    "the requests of a batch give the same inputs: the first gives "
+                    f"{', '.join(requests[0])}; number {place + 1} gives {', '.join(request)}"
+                )
+        answers: list[Values] = []
+        for values, request in zip(self._answer(requests), requests, strict=True):
+            answers.append(self._select_outputs(values, request))
+        return answers
+
+    def _select_outputs(self, values: Mapping[str, Values], inputs: Mapping[str, object]) -> Values:
+        """Return the outputs of a request, from the values of its nodes."""
         outputs: Values = {}
         for name, reference in self.outputs.items():
             node_name, _, _ = reference.partition(".")
@@ -229,41 +270,51 @@ class Pipeline:
 
     def run(self, **inputs: object) -> dict[str, Values]:
         """Answer a request with the outputs of every node, by node and port. See `__call__`."""
+        self._check_inputs(inputs)
+        return self._answer([inputs])[0]
+
+    def _check_inputs(self, inputs: Mapping[str, object]) -> None:
+        """Raise `DataError` for a request of no input, or of one that the pipeline has not."""
         if not inputs or not set(inputs) <= set(self.inputs):
             given_names = ", ".join(inputs) or "nothing"
             raise DataError(f"this pipeline takes {', '.join(self.inputs)}; got {given_names}")
+
+    def _answer(self, requests: Sequence[Mapping[str, object]]) -> list[dict[str, Values]]:
+        """Answer requests together. Nothing else runs meanwhile: nodes keep the times of the last
+        call."""
         if os.getpid() != self._process:
             # The threads of its sessions stayed in the other process: a call would wait for ever.
             raise BundleError(
                 f"{self.folder}: this process was forked after the bundle was loaded; load it again"
                 " in this process, or start processes by multiprocessing's 'spawn'"
             )
+        given = set(requests[0])
         with self._lock:
-            return self._answer(inputs)
-
-    def _answer(self, inputs: Mapping[str, object]) -> dict[str, Values]:
-        """Answer a request. Nothing else runs meanwhile: nodes keep the times of the last one."""
-        runnable_nodes = [name for name in self.nodes if self.needs[name] <= set(inputs)]
-        for name in self.nodes:
-            self.node_seconds[name] = 0.0
-            self.model_seconds[name] = 0.0
-        values: dict[str, Values] = {}
-        for name, value in inputs.items():
-            # the reference of an input has no port
-            values[name] = {"": value}
-        if self.pool is not None:
-            self._run_branches(self.pool, runnable_nodes, values=values)
-        else:
-            for name in runnable_nodes:
-                self._run_node(name, values)
-        return values
+            runnable_nodes = [name for name in self.nodes if self.needs[name] <= given]
+            for name in self.nodes:
+                self.node_seconds[name] = 0.0
+                self.model_seconds[name] = 0.0
+            answers: list[dict[str, Values]] = []
+            for inputs in requests:
+                # the reference of an input has no port
+                answers.append({name: {"": value} for name, value in inputs.items()})
+            if self.pool is not None:
+                self._run_branches(self.pool, runnable_nodes, answers=answers)
+            else:
+                for name in runnable_nodes:
+                    self._run_node(name, answers)
+            return answers
 
     def _run_branches(
-        self, pool: ThreadPoolExecutor, nodes: Collection[str], *, values: dict[str, Values]
+        self,
+        pool: ThreadPoolExecutor,
+        nodes: Collection[str],
+        *,
+        answers: Sequence[dict[str, Values]],
     ) -> None:
         """Run every node of some as soon as all that it reads is there."""
         sources_by_node = {name: self.reads[name] for name in nodes}
-        finished_nodes = set(values)
+        finished_nodes = set(answers[0])
         running: dict[Future[None], str] = {}
         while sources_by_node or running:
             ready_nodes = [
@@ -271,20 +322,20 @@ class Pipeline:
             ]
             for name in ready_nodes:
                 del sources_by_node[name]
-                running[pool.submit(partial(self._run_node, name, values))] = name
+                running[pool.submit(partial(self._run_node, name, answers))] = name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 finished_nodes.add(running.pop(future))
                 future.result()
 
-    def _run_node(self, name: str, values: dict[str, Values]) -> None:
-        """Run one node, add its outputs to the values, and keep the time it took."""
+    def _run_node(self, name: str, answers: Sequence[dict[str, Values]]) -> None:
+        """Run one node, add its outputs to those of every request, and keep the time it took."""
         seconds_before = self._count_session_seconds(name)
         try:
-            ports: Values = {}
-            for port, reference in self.wiring[name].items():
-                ports[port] = _read_value(values, reference)
+            requests = [self._read_ports(name, values) for values in answers]
             start = time.perf_counter()
-            values[name] = self.nodes[name](**ports)
+            outputs = answer_together(self.nodes[name], requests)
+            for values, node_outputs in zip(answers, outputs, strict=True):
+                values[name] = node_outputs
         except MmcompressError:
             raise
         except Exception as error:  # onnxruntime raises types that it does not export
@@ -294,9 +345,29 @@ class Pipeline:
         self.node_seconds[name] = time.perf_counter() - start
         self.model_seconds[name] = self._count_session_seconds(name) - seconds_before
 
+    def _read_ports(self, name: str, values: Mapping[str, Values]) -> Values:
+        """Return what a node reads of a request, by port."""
+        ports: Values = {}
+        for port, reference in self.wiring[name].items():
+            ports[port] = _read_value(values, reference)
+        return ports
+
     def _count_session_seconds(self, name: str) -> float:
         """Return the seconds inside the sessions of a node so far."""
         return sum(session.seconds for session in self.sessions[name].values())
+
+
+def answer_together(node: Callable[..., Values], requests: Sequence[Values]) -> list[Values]:
+    """Return what a deployed node says to several requests.
+
+    Args:
+        node: The node. A method `answer_batch` answers them with as few calls of its models as it
+            can. A node without that method is asked one by one.
+        requests: What it reads, by port.
+    """
+    if len(requests) > 1 and isinstance(node, AnswersBatches):
+        return node.answer_batch(requests)
+    return [node(**ports) for ports in requests]
 
 
 def _read_value(values: Mapping[str, Values], reference: str) -> object:

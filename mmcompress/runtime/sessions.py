@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -98,3 +100,25 @@ class TimedSession:
         self.seconds += time.perf_counter() - start
         self.calls += 1
         return results
+
+
+def split_rows(
+    names: Sequence[str], arrays: Sequence[np.ndarray], *, counts: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Give every request its rows of what a model said to all of them.
+
+    Args:
+        names: Names of the arrays.
+        arrays: Outputs of the model [r, ...], one row after the other.
+        counts: How many rows each request has.
+
+    Returns:
+        The arrays of every request, by name.
+    """
+    answers: list[dict[str, Any]] = []
+    start = 0
+    for count in counts:
+        end = start + count
+        answers.append({name: array[start:end] for name, array in zip(names, arrays, strict=True)})
+        start = end
+    return answers

@@ -44,6 +44,11 @@ BATCHED_FROM = 17
 it saves."""
 
 
+def list_texts(text: str | list[str]) -> list[str]:
+    """List the texts of a value that is one text or several."""
+    return [text] if isinstance(text, str) else text
+
+
 def parse_tokenizer(tokenizer_json: str) -> Tokenizer:
     """Make a tokenizer of the library `tokenizers` from JSON, without padding and truncation.
 

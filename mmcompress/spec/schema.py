@@ -524,15 +524,18 @@ class Measure:
     and proofs still run on the processor."""
     parallel: bool = False
     """Whether nodes that don't read each other run at the same time, each on its own threads."""
+    batch: Annotated[int, Field(ge=1, le=4096)] = 1
+    """Requests that the bundle answers together, as it is to be deployed. With more than one, every
+    latency is that of a whole batch. So is the target: `12ms` is what a batch may take."""
     memory: bool = True
     """Whether the peak memory of both bundles is measured, each in a process of its own."""
     readings: str = ""
     """Readings of another device (a JSON of `mmcompress device measure`). The target is then for
     that device."""
     warmup: Annotated[int, Field(ge=0, le=10_000)] = 10
-    """Requests after loading that are not counted."""
+    """Requests after loading that are not counted; with `batch`, batches."""
     requests: Annotated[int, Field(ge=2, le=100_000)] = 200
-    """Requests to each side at least."""
+    """Requests to each side at least; with `batch`, batches."""
     request: str = WHOLE_REQUEST
     """What a request holds, and so what the target counts: `pair`, everything that the pipeline
     takes, or the name of one of its inputs. Nodes that need another input are then not timed."""

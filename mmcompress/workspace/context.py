@@ -37,7 +37,7 @@ from mmcompress.models.sources import load_models, load_rewind_models, pin_sourc
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.registry import PRECISIONS
 from mmcompress.results.records import Proof
-from mmcompress.runtime.progress import ProgressListener, ignore_progress
+from mmcompress.runtime.progress import ProgressListener, StageProgress, ignore_progress
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.deterministic import leave_out_clocks
 from mmcompress.spec.loader import list_given_keys
@@ -130,7 +130,9 @@ class RunContext:
         if self.device_readings:
             return str(self.device_readings.device)
         measure = self.spec.measure
-        return self.bench.fingerprint_device(measure.threads, measure.provider)
+        fingerprint = self.bench.fingerprint_device(measure.threads, measure.provider)
+        # Milliseconds of a batch are never compared with those of a request.
+        return fingerprint if measure.batch == 1 else f"{fingerprint}-batch{measure.batch}"
 
     def measure_footprint(self, size_fits: Mapping[str, Mapping[str, LinearFit]]) -> Footprint:
         """Measure file sizes and memory by structure, or read the record of the run folder.
@@ -215,6 +217,7 @@ class RunContext:
         prove: bool = True,
         fp32_blocks: Mapping[str, Collection[str]] = MappingProxyType({}),
         fp32_folder: Path | None = None,
+        progress: StageProgress = ignore_progress,
     ) -> list[Proof]:
         """Write a bundle of some models.
 
@@ -226,6 +229,7 @@ class RunContext:
             prove: Whether every export is compared with its model.
             fp32_blocks: Blocks by node that stay in fp32.
             fp32_folder: Where the fp32 files of generators go that are quantized in the bundle.
+            progress: Hears which node is exported, and the share of the nodes that is done.
 
         Returns:
             The proofs, failed ones included.
@@ -239,7 +243,12 @@ class RunContext:
             calibration_requests=self._load_range_requests(precision),
         )
         return write_bundle(
-            self.spec, contents, folder=folder, prove=prove, fp32_folder=fp32_folder
+            self.spec,
+            contents,
+            folder=folder,
+            prove=prove,
+            fp32_folder=fp32_folder,
+            progress=progress,
         )
 
     def _load_range_requests(self, precision: Mapping[str, str]) -> list[dict[str, object]]:
@@ -290,6 +299,11 @@ def load_readings(spec: Spec) -> Readings | None:
         raise DataError(
             f"measure.readings: {measure.readings} is of the provider {readings.provider}, "
             f"measure.provider is {measure.provider}"
+        )
+    if readings.batch != measure.batch:
+        raise DataError(
+            f"measure.readings: {measure.readings} is of batches of {readings.batch}, "
+            f"measure.batch is {measure.batch}"
         )
     return readings
 

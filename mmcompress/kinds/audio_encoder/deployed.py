@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -16,7 +17,7 @@ from mmcompress.runtime.audio import (
     split_sound,
 )
 from mmcompress.runtime.check_values import Rules, require_number, require_whole_number
-from mmcompress.runtime.sessions import TimedSession
+from mmcompress.runtime.sessions import TimedSession, split_rows
 from mmcompress.runtime.text import Values
 
 WINDOW_BATCH = 4
@@ -47,23 +48,27 @@ class AudioEncoder:
 
     def __call__(self, audio: AudioLike) -> Values:
         """Encode a sound: a file, its bytes, or samples at 16 kHz."""
-        windows = self._split(audio)
-        parts: dict[str, list[np.ndarray]] = {name: [] for name in self.session.outputs}
-        for start in range(0, len(windows), WINDOW_BATCH):
-            features = self._compute_features(windows[start : start + WINDOW_BATCH])
-            results = self.session({"features": features})
-            for name, result in zip(self.session.outputs, results, strict=True):
-                parts[name].append(result)
-        outputs: Values = {name: np.concatenate(arrays) for name, arrays in parts.items()}
-        audible = np.array([not is_silent(window) for window in windows])
-        if "tokens" in outputs and not audible.all():
-            outputs["tokens"] = outputs["tokens"][audible]
-        if not audible.any():
-            outputs["warnings"] = [
-                "the sound is silent: no part of it reaches "
-                f"{SILENCE_DECIBELS:g} dB of full scale, so nothing is written of it"
-            ]
-        return outputs
+        return self.answer_batch([{"audio": audio}])[0]
+
+    def answer_batch(self, requests: Sequence[Values]) -> list[Values]:
+        """Encode the sounds of several requests together: an `audio` each.
+
+        The model is given as many windows at once as there are requests, and `WINDOW_BATCH` at
+        least.
+        """
+        windows_by_request = [self._split(request["audio"]) for request in requests]
+        windows = [window for own_windows in windows_by_request for window in own_windows]
+        windows_at_once = max(WINDOW_BATCH, len(requests))
+        parts: list[list[np.ndarray]] = []
+        for start in range(0, len(windows), windows_at_once):
+            features = self._compute_features(windows[start : start + windows_at_once])
+            parts.append(self.session({"features": features}))
+        results = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+        counts = [len(own_windows) for own_windows in windows_by_request]
+        answers = split_rows(self.session.outputs, results, counts=counts)
+        for outputs, own_windows in zip(answers, windows_by_request, strict=True):
+            _leave_out_silence_(outputs, own_windows)
+        return answers
 
     def prepare(self, audio: AudioLike) -> np.ndarray:
         """Return the features [k, m, f] that the model is given."""
@@ -76,3 +81,15 @@ class AudioEncoder:
     def _compute_features(self, windows: list[np.ndarray]) -> np.ndarray:
         """Return the features of windows [k, m, f]."""
         return np.stack([compute_log_mel(window, self.options) for window in windows])
+
+
+def _leave_out_silence_(outputs: Values, windows: Sequence[np.ndarray]) -> None:
+    """Leave the tokens of silent windows out of the outputs of a sound; tell of a silent sound."""
+    audible = np.array([not is_silent(window) for window in windows])
+    if "tokens" in outputs and not audible.all():
+        outputs["tokens"] = outputs["tokens"][audible]
+    if not audible.any():
+        outputs["warnings"] = [
+            "the sound is silent: no part of it reaches "
+            f"{SILENCE_DECIBELS:g} dB of full scale, so nothing is written of it"
+        ]

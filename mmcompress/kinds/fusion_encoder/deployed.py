@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from mmcompress.runtime.check_values import Rules
-from mmcompress.runtime.sessions import TimedSession
-from mmcompress.runtime.text import TEXT_RULES, TextReader, Values, load_tokenizer
+from mmcompress.runtime.sessions import TimedSession, split_rows
+from mmcompress.runtime.text import TEXT_RULES, TextReader, Values, list_texts, load_tokenizer
 
 
 class FusionEncoder:
@@ -34,9 +35,28 @@ class FusionEncoder:
             `embedding` float32 [k, d] of length 1, `tokens` float32 [k, t, d], and `scores`: for
             each text the log-odds that it describes the picture.
         """
-        texts = [text] if isinstance(text, str) else text
-        ids = self.reader.read(texts).ids
-        results = self.session({"ids": ids, "context": context})
-        values: Values = dict(zip(self.session.outputs, results, strict=True))
-        values["scores"] = values["scores"].tolist()
-        return values
+        return self.answer_batch([{"text": text, "context": context}])[0]
+
+    def answer_batch(self, requests: Sequence[Values]) -> list[Values]:
+        """Read the texts of several requests in one call, each together with its picture.
+
+        Args:
+            requests: A `text` or several, and a `context` each, as `__call__` takes them.
+        """
+        texts: list[str] = []
+        counts: list[int] = []
+        contexts: list[np.ndarray] = []
+        for request in requests:
+            own_texts = list_texts(request["text"])
+            texts += own_texts
+            counts.append(len(own_texts))
+            contexts.append(request["context"])
+        context = contexts[0]
+        if len(contexts) > 1:
+            # Texts of one picture share it; those of several have one each.
+            context = np.repeat(np.concatenate(contexts), counts, 0)
+        results = self.session({"ids": self.reader.read(texts).ids, "context": context})
+        answers = split_rows(self.session.outputs, results, counts=counts)
+        for values in answers:
+            values["scores"] = values["scores"].tolist()
+        return answers

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from mmcompress.runtime.check_values import Rules
-from mmcompress.runtime.sessions import TimedSession
-from mmcompress.runtime.text import TEXT_RULES, TextReader, Values, load_tokenizer
+from mmcompress.runtime.sessions import TimedSession, split_rows
+from mmcompress.runtime.text import TEXT_RULES, TextReader, Values, list_texts, load_tokenizer
 
 
 class TextEncoder:
@@ -27,7 +28,15 @@ class TextEncoder:
         """Embed a text, or several at once."""
         return {"embedding": self.session({"ids": self.prepare(text)})[0]}
 
+    def answer_batch(self, requests: Sequence[Values]) -> list[Values]:
+        """Embed the texts of several requests in one call: a `text` each, or a list of them."""
+        texts_by_request = [list_texts(request["text"]) for request in requests]
+        all_texts = [text for texts in texts_by_request for text in texts]
+        results = self.session({"ids": self.prepare(all_texts)})
+        return split_rows(
+            ("embedding",), results, counts=[len(texts) for texts in texts_by_request]
+        )
+
     def prepare(self, text: str | list[str]) -> np.ndarray:
         """Return the token ids [n, t] that the model is given."""
-        texts = [text] if isinstance(text, str) else text
-        return self.reader.read(texts).ids
+        return self.reader.read(list_texts(text)).ids

@@ -42,7 +42,7 @@ from mmcompress.measure.cost_model.predictor import (
     deploy_blocks,
     list_table_needs,
 )
-from mmcompress.models.base import Model
+from mmcompress.models.base import ExportGraph, Model
 from mmcompress.models.counts import count_params
 from mmcompress.models.device import CPU, copy_to_device
 from mmcompress.prune.surgery import copy_resized
@@ -75,6 +75,9 @@ MEASURED_CUTS_PER_WINDOW = 3
 
 STRUCTURES_FOLDER = "structures"
 """Folder of the cut exports that are timed whole; it is removed after the calibration."""
+
+ROW_AXES = ("batch", "images")
+"""Names of first axes that count texts, or contexts."""
 
 TABLE_SHARE_OF_PROGRESS = 0.7
 """Share of the calibration that measuring the table takes, 0..1; whole exports take the rest."""
@@ -167,6 +170,7 @@ def plan_measurements(
             model.list_block_shapes(decode_steps[node], texts[node]),
             own_window=node if node in windows else "",
             context_window=_find_context_window(spec, models, node=node, windows=windows),
+            batch=spec.measure.batch,
         )
         precisions_of_node = (DENSE_NAME, *precisions.get(node, ("int8",)))
         precisions_by_node[node] = tuple(dict.fromkeys(precisions_of_node))
@@ -285,6 +289,7 @@ def write_exports(
                 root=folder,
                 decode_steps=decode_steps[node],
                 texts=texts[node],
+                batch=spec.measure.batch,
             )
             params_m = count_params(resized_model) / 1e6
             for precision in plan.precisions[node]:
@@ -326,7 +331,13 @@ def _list_export_structures(model: Model, window: PositionWindow | None) -> list
 
 
 def _write_feeds(
-    model: Model, structure_folder: Path, *, root: Path, decode_steps: float, texts: int
+    model: Model,
+    structure_folder: Path,
+    *,
+    root: Path,
+    decode_steps: float,
+    texts: int,
+    batch: int,
 ) -> dict[str, _FeedFile]:
     """Write the inputs of every graph of a model, and return them by graph."""
     requests = model.make_example_requests(decode_steps, texts)
@@ -336,12 +347,34 @@ def _write_feeds(
         arrays = {
             port: tensor.numpy() for port, tensor in zip(graph.inputs, request.inputs, strict=True)
         }
+        arrays = _repeat_for_batch(arrays, graph, batch=batch)
         path = structure_folder / f"{name}.npz"
         np.savez(path, **arrays)  # type: ignore[arg-type]
         feeds[name] = _FeedFile(
             path=str(path.relative_to(root)), calls=request.calls, arrays=arrays
         )
     return feeds
+
+
+def _repeat_for_batch(
+    arrays: Mapping[str, np.ndarray], graph: ExportGraph, *, batch: int
+) -> dict[str, np.ndarray]:
+    """Repeat the inputs of a graph for a batch of requests, as the deployed node gives them.
+
+    Args:
+        arrays: Inputs of one request.
+        graph: Says which first axis counts texts (`batch`) or contexts (`images`).
+        batch: Requests that are answered together. What one request's texts share, those of a
+            batch have one each.
+    """
+    if batch == 1:
+        return dict(arrays)
+    counted = [name for name in arrays if graph.dynamic_axes.get(name, {}).get(0) in ROW_AXES]
+    rows = max((len(arrays[name]) for name in counted), default=1)
+    repeated = dict(arrays)
+    for name in counted:
+        repeated[name] = np.repeat(arrays[name], batch * rows // len(arrays[name]), 0)
+    return repeated
 
 
 def _quantize_files(

@@ -547,6 +547,7 @@ def deploy_blocks(
     *,
     own_window: str,
     context_window: str,
+    batch: int = 1,
 ) -> tuple[DeployedBlock, ...]:
     """Give blocks the keys that they have in the table.
 
@@ -556,6 +557,7 @@ def deploy_blocks(
         own_window: The node itself where its positions can be cut; else empty.
         context_window: The node that it reads where the positions of that one can be cut; else
             empty.
+        batch: Requests that are answered together.
 
     Returns:
         The blocks as deployed.
@@ -571,10 +573,10 @@ def deploy_blocks(
             head=shape.head or block.width,
             positions=shape.positions,
             keys=shape.keys,
-            batch=shape.batch,
+            batch=batch * shape.batch,
             conv=shape.conv,
         )
-        context = _make_context_key(block, shape)
+        context = _make_context_key(block, shape, batch=batch)
         deployed.append(
             DeployedBlock(
                 name=block.name,
@@ -589,7 +591,7 @@ def deploy_blocks(
     return tuple(deployed)
 
 
-def _make_context_key(block: Block, shape: ShapeInModel) -> TableKey | None:
+def _make_context_key(block: Block, shape: ShapeInModel, *, batch: int) -> TableKey | None:
     """Make the key of what a block runs once a request, before the decode loop; None where it runs
     nothing."""
     if shape.prefill:
@@ -601,7 +603,12 @@ def _make_context_key(block: Block, shape: ShapeInModel) -> TableKey | None:
     else:
         return None
     return TableKey(
-        kind=kind, width=shape.width, head=block.width, positions=positions, keys=positions, batch=1
+        kind=kind,
+        width=shape.width,
+        head=block.width,
+        positions=positions,
+        keys=positions,
+        batch=batch,
     )
 
 

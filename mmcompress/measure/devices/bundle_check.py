@@ -69,6 +69,7 @@ def check_bundle(folder: Path, bundle: Path) -> BundleCheck:
         min_requests=kit.requests,
         seconds=CHECK_SECONDS,
         threads=kit.threads,
+        batch=kit.batch,
     )
     bundles = {"dense": baseline, "compressed": bundle}
     samples = bench_repeated(bundles, load_requests(folder, kit.texts), options=options)

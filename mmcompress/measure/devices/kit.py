@@ -44,6 +44,8 @@ class Kit:
     """The exported nodes whose sessions are timed."""
     provider: str = CPU_PROVIDER
     """What sessions run on."""
+    batch: int = 1
+    """Requests that are answered together."""
     texts: tuple[SavedRequest, ...] = ()
     """What the requests hold beside arrays, by input: one entry a request. A kit that an earlier
     version wrote of pictures or sounds has none."""

@@ -48,7 +48,11 @@ def measure_kit(
     progress("the dense pipeline", 0.0)
     requests = load_requests(folder, kit.texts)
     options = BenchmarkOptions(
-        warmup=kit.warmup, max_requests=kit.requests, threads=kit.threads, loads=1
+        warmup=kit.warmup,
+        max_requests=kit.requests,
+        threads=kit.threads,
+        batch=kit.batch,
+        loads=1,
     )
     samples = bench_repeated(
         {"dense": folder / BASELINE_FOLDER},
@@ -72,6 +76,7 @@ def measure_kit(
         versions=list_package_versions(),
         threads=kit.threads,
         provider=kit.provider,
+        batch=kit.batch,
         pipeline=kit.pipeline,
         dense_identity=hash_bundle_models(folder / BASELINE_FOLDER),
         plan=kit.plan,

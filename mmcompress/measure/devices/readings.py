@@ -28,6 +28,8 @@ class Readings:
     """Name of the pipeline."""
     provider: str = CPU_PROVIDER
     """What sessions ran on."""
+    batch: int = 1
+    """Requests that were answered together."""
     dense_identity: str
     """Hash of the models of the dense bundle."""
     plan: MeasurementPlan

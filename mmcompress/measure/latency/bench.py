@@ -81,11 +81,15 @@ class BenchmarkOptions:
     first_request: int = 0
     """Index of the request to begin with, so that repeated measurements go through all of them."""
     traces: tuple[GenerationTraces, ...] = ()
-    """One entry per request: what generators replay. Empty: they write what they would write."""
+    """One entry per request, or batch: what generators replay. Empty: they write what they would
+    write."""
     threads: int | None = None
     """Threads of every session; None: the number in the bundle's manifest."""
     provider: str | None = None
     """What sessions run on; None: what the bundle's manifest says."""
+    batch: int = 1
+    """Requests that are answered together. A batch counts as one request wherever requests are
+    counted, and its milliseconds are those of the whole batch."""
     loads: int = BUNDLE_LOADS
     """Fresh processes that share the requests and seconds; see `bench_repeated`."""
 
@@ -310,7 +314,7 @@ class _RequestSender:
         options: BenchmarkOptions,
     ):
         self.pipelines = pipelines
-        self.requests = requests
+        self.batches = group_requests(requests, options.batch)
         self.options = options
         self.samples: dict[str, Samples] = {}
         """What was observed of each pipeline so far."""
@@ -332,13 +336,18 @@ class _RequestSender:
         return slowest_seconds
 
     def send_request(self, name: str, number: int) -> float:
-        """Send a request to a pipeline; returns the seconds it took."""
+        """Send a request, or a batch, to a pipeline; returns the seconds it took."""
         position = self.find_position(number)
         for node_name, writer in self.writers[name].items():
             traces = self.options.traces
             writer.replay = traces[position][node_name] if traces else ()
+        pipeline = self.pipelines[name]
+        batch = self.batches[position]
         start_seconds = time.perf_counter()
-        self.pipelines[name](**self.requests[position])
+        if len(batch) == 1:
+            pipeline(**batch[0])
+        else:
+            pipeline.answer_batch(batch)
         return time.perf_counter() - start_seconds
 
     def record_request(self, name: str, number: int) -> None:
@@ -359,7 +368,7 @@ class _RequestSender:
 
     def find_position(self, number: int) -> int:
         """Return the index of the request that has a number; numbers below 0 are warm-up."""
-        return (self.options.first_request + number) % len(self.requests)
+        return (self.options.first_request + number) % len(self.batches)
 
     def stop_replay(self) -> None:
         """Let every generator write for itself again."""
@@ -371,6 +380,28 @@ class _RequestSender:
         """Note how many requests of each pipeline this load has counted."""
         for samples in self.samples.values():
             samples.load_requests = [len(samples.ms)]
+
+
+def count_batches(requests: Sequence[Request], batch: int) -> int:
+    """Count the different batches of some requests, one at least."""
+    return max(1, len(requests) // batch)
+
+
+def group_requests(requests: Sequence[Request], batch: int) -> list[list[Request]]:
+    """Group requests into batches, in their order. What does not fill a batch is left out.
+
+    Where there are fewer requests than a batch has, they come again within it.
+
+    Args:
+        requests: The requests.
+        batch: Requests of a batch.
+    """
+    batches: list[list[Request]] = []
+    for number in range(count_batches(requests, batch)):
+        start = number * batch
+        places = range(start, start + batch)
+        batches.append([requests[place % len(requests)] for place in places])
+    return batches
 
 
 def _count_calls(pipeline: Pipeline) -> dict[str, int]:

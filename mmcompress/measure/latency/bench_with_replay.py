@@ -12,6 +12,7 @@ from mmcompress.measure.latency.bench import (
     Samples,
     bench_repeats,
     choose_comparison_seconds,
+    count_batches,
 )
 from mmcompress.measure.latency.benchmark_in_subprocess import (
     BenchmarkJob,
@@ -55,13 +56,15 @@ def bench_with_replay(
     """
     loads = bench_repeats(dense_ms)
     options = replace(options, seconds=choose_comparison_seconds(dense_ms), loads=loads)
-    selected_requests = select_requests(requests, len(options.traces), dense_ms=dense_ms)
+    selected_requests = select_requests(
+        requests, len(options.traces), dense_ms=dense_ms, batch=options.batch
+    )
     samples = bench_repeated(bundles, selected_requests, options=options, benchmark=benchmark)
     if is_certain is None or loads == 1:
         return samples
     while loads < MAX_LOADS and not is_certain(samples):
         sent = len(next(iter(samples.values())).ms)
-        one_load = plan_load(options, sent % len(selected_requests))
+        one_load = plan_load(options, sent % count_batches(selected_requests, options.batch))
         new_samples = bench_repeated(
             bundles, selected_requests, options=one_load, benchmark=benchmark
         )
@@ -71,15 +74,16 @@ def bench_with_replay(
 
 
 def select_requests(
-    requests: Sequence[Request], trace_count: int, *, dense_ms: float
+    requests: Sequence[Request], trace_count: int, *, dense_ms: float, batch: int = 1
 ) -> list[Request]:
     """Return the first requests, as many as a comparison has time for and has traces of.
 
     Args:
         requests: All requests of a run.
-        trace_count: Requests whose answers by the dense pipeline are known.
-        dense_ms: Milliseconds per request of the dense pipeline.
+        trace_count: Requests, or batches, whose answers by the dense pipeline are known.
+        dense_ms: Milliseconds per request, or batch, of the dense pipeline.
+        batch: Requests that are answered together.
     """
     requests_in_time = int(choose_comparison_seconds(dense_ms) * 1e3 / dense_ms)
     count = min(trace_count, max(MIN_REPLAYED_REQUESTS, requests_in_time))
-    return list(requests[:count])
+    return list(requests[: count * batch])

@@ -22,7 +22,13 @@ import numpy as np
 
 from mmcompress import errors
 from mmcompress.errors import DataError, MmcompressError
-from mmcompress.measure.latency.bench import BenchmarkOptions, Request, Samples, bench_pipelines
+from mmcompress.measure.latency.bench import (
+    BenchmarkOptions,
+    Request,
+    Samples,
+    bench_pipelines,
+    count_batches,
+)
 from mmcompress.measure.latency.fresh_python import run_in_fresh_python
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.storage import read_record, write_record
@@ -89,6 +95,7 @@ def bench_repeated(
         MmcompressError: What loading or running a bundle raised, or that its process died.
     """
     benchmark = benchmark or benchmark_in_subprocess
+    batch_count = count_batches(requests, options.batch)
     samples: dict[str, Samples] = {}
     folders: dict[str, str] = {}
     for name, folder in bundles.items():
@@ -99,7 +106,7 @@ def bench_repeated(
         saved_requests = save_requests(Path(scratch), requests)
         for _ in range(options.loads):
             any_samples = next(iter(samples.values()))
-            next_request = (options.first_request + len(any_samples.ms)) % len(requests)
+            next_request = (options.first_request + len(any_samples.ms)) % batch_count
             job = BenchmarkJob(
                 bundles=folders,
                 requests=saved_requests,

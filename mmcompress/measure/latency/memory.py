@@ -64,7 +64,8 @@ def _probe_memory(bundle: str) -> int:
     """Load a bundle, if one is named, and ask it once; returns the peak memory so far, in bytes."""
     if bundle:
         pipeline = load_bundle(bundle)
-        pipeline(**pipeline.make_noise_request())
+        request = pipeline.make_noise_request()
+        pipeline.answer_batch([request] * pipeline.manifest.get("batch", 1))
     peak_mb = read_peak_memory_mb()
     if peak_mb:
         return round(peak_mb * BYTES_PER_MB)
