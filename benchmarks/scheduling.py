@@ -14,6 +14,7 @@ import asyncio
 import gc
 import itertools
 import logging
+import os
 import random
 import sys
 import tempfile
@@ -45,7 +46,13 @@ WORKERS = (1, 4, 16, 64)
 """Trials at a time in processes of their own."""
 MANY_WORKERS = 256
 """Trials at a time in one process."""
-MAX_SECONDS_OF_TRIALS = 20
+MAX_START_SECONDS = 240.0
+"""Seconds that all processes may take to start."""
+START_LOOK_SECONDS = 0.25
+"""Seconds after which a process looks again whether all others are up."""
+MAX_MEASURED_TRIALS = 2560
+"""Trials that are measured at most, for one number of workers."""
+MAX_SECONDS_OF_TRIALS = 40
 """About how many seconds each number of workers is measured."""
 LONG_STUDY = 10_000
 """Trials of the long study."""
@@ -185,13 +192,34 @@ class Measured:
         return self.trials * SLEEP_SECONDS / (self.workers * self.seconds)
 
 
+def wait_for_all(context: object, candidate: Mapping[str, Any]) -> TaskResult:
+    """Wait until as many processes are up as there are to be: they start one after the other."""
+    folder = Path(candidate["folder"])
+    (folder / str(os.getpid())).touch()
+    give_up_at = time.monotonic() + MAX_START_SECONDS
+    while len(list(folder.iterdir())) < candidate["workers"] and time.monotonic() < give_up_at:
+        time.sleep(START_LOOK_SECONDS)
+    return {"loss": 0.0, "quality": {}, "seconds": 0.0}
+
+
+def start_all_processes(executor: Executor, workers: int) -> None:
+    """Let every worker process start, so that none does while trials are measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        task = {"folder": folder, "workers": workers}
+        started = [executor.submit(wait_for_all, task) for _ in range(workers)]
+        for future in started:
+            future.result()
+
+
 def measure(executor: Executor, workers: int) -> Measured:
     """Search with sleeping trials, and measure what the driver adds."""
-    warm_up = [executor.submit(sleep_a_trial, {"kept_units": {}}) for _ in range(workers)]
-    for future in warm_up:
-        future.result()
+    if workers == MANY_WORKERS:
+        for future in [executor.submit(sleep_a_trial, {"kept_units": {}}) for _ in range(workers)]:
+            future.result()
+    else:
+        start_all_processes(executor, workers)
     # Whole rounds: a last round that is not full says nothing of scheduling.
-    trials = workers * max(4, min(MAX_SECONDS_OF_TRIALS, 1024 // workers))
+    trials = workers * max(4, min(MAX_SECONDS_OF_TRIALS, MAX_MEASURED_TRIALS // workers))
     with tempfile.TemporaryDirectory() as folder:
         study = open_study(Path(folder) / "journal")
         start = time.perf_counter()

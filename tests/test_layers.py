@@ -36,6 +36,7 @@ DOORS = {
         "search/ordered_study.py",
         "search/search_session.py",
         "search/study.py",
+        "search/trial_writer.py",
         "search/sampling.py",
         "search/samplers.py",
         "search/cma_sampler.py",

@@ -21,6 +21,7 @@ import psutil
 import pytest
 import yaml
 from deadly_trials import evaluate_units
+from killed_search import ThreadedExecutor
 from ray.job_submission import JobStatus
 from small_search import (
     BLOCKS,
@@ -58,6 +59,7 @@ from mmcompress.search.samplers import STARTUP_TRIALS
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.split_budget import split_budget
+from mmcompress.search.trial_writer import MAX_WAITING_TRIALS, TrialWriter
 from mmcompress.spec.space import Dimension, Space
 
 
@@ -180,6 +182,57 @@ def test_seeds_that_were_cut_to_one_structure_are_evaluated_once(tmp_path):
     assert len(study.read_finished_trials(study.open_study(tmp_path / "j"))) == 1
 
 
+class SlowStudy:
+    """A study that takes its time to write, and fails at one trial."""
+
+    def __init__(self, failing=-1):
+        self.failing = failing
+        self.written = []
+
+    def add_trial(self, trial):
+        time.sleep(0.002)
+        if trial == self.failing:
+            raise OSError("the disk is full")
+        self.written.append(trial)
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_all_trials_are_written_in_their_order(in_thread):
+    book = SlowStudy()
+    with TrialWriter(book, in_thread=in_thread) as writer:
+        for number in range(50):
+            writer.write(number)
+            assert number - len(book.written) <= MAX_WAITING_TRIALS
+    assert book.written == list(range(50))
+
+
+@pytest.mark.parametrize("failing", [3, 49])
+def test_a_write_that_fails_in_the_thread_ends_the_search(failing):
+    with (
+        pytest.raises(OSError, match="the disk is full"),
+        TrialWriter(SlowStudy(failing), in_thread=True) as writer,
+    ):
+        for number in range(50):
+            writer.write(number)
+    # An error of the block itself is the one that is told.
+    with pytest.raises(KeyError), TrialWriter(SlowStudy(0), in_thread=True) as writer:
+        writer.write(0)
+        raise KeyError("search")
+
+
+def test_many_workers_write_the_same_trials_as_one(tmp_path):
+    def evaluate(context, candidate):
+        return {**evaluate_units(context, candidate), "worker": "here/1"}
+
+    with ThreadedExecutor(8) as pool:
+        trials = go(tmp_path / "j", evaluate, trials=20, mutations=4, workers=8, executor=pool)
+    written = study.read_finished_trials(study.open_study(tmp_path / "j"))
+    assert {trial.candidate.make_key() for trial in written} == {
+        trial.candidate.make_key() for trial in trials
+    }
+    assert [trial.number for trial in written] == list(range(len(written)))
+
+
 def test_going_on_keeps_what_was_finished(tmp_path):
     first = go(tmp_path / "j", trials=5, mutations=0)
     left = study.open_study(tmp_path / "j").ask()  # an earlier version left a trial running
@@ -299,6 +352,7 @@ SLOW = """
 import sys, time
 sys.path.insert(0, {tests!r})
 from deadly_trials import evaluate_units
+from killed_search import ThreadedExecutor
 from small_search import go
 def slow(context, candidate):
     time.sleep(0.25)

@@ -29,6 +29,7 @@ from mmcompress.search.search_session import (
     describe_error,
     never_ends,
 )
+from mmcompress.search.trial_writer import TrialWriter
 from mmcompress.storage import build_record
 
 ORDER = "order"
@@ -114,8 +115,9 @@ def run_ordered_study(
     Raises:
         ClusterError: A worker process died.
     """
-    journal = OrderedJournal(study, problem, inputs=inputs, ordered=ordered)
-    OrderedSession(journal, replace(inputs, is_over=never_ends)).run()
+    with TrialWriter(study, in_thread=False) as writer:
+        journal = OrderedJournal(study, problem, inputs=inputs, ordered=ordered, writer=writer)
+        OrderedSession(journal, replace(inputs, is_over=never_ends)).run()
     return list(journal.trials_by_key.values())
 
 
@@ -132,14 +134,15 @@ class OrderedJournal(TrialJournal):
         *,
         inputs: SessionInputs,
         ordered: OrderedTrials,
+        writer: TrialWriter,
     ):
-        super().__init__(study, problem, inputs=inputs)
+        super().__init__(study, problem, inputs=inputs, writer=writer)
         self.ordered = ordered
         self.numbers_by_key: dict[str, int] = {}
         self.trials_by_key = {}
+        self.best_trial = None
         for trial in ordered.trials:
-            latency_ms = problem.predict(trial.candidate)
-            self.trials_by_key[trial.candidate.make_key()] = replace(trial, latency_ms=latency_ms)
+            self.keep_trial_of_now(trial)
 
     @property
     def result_count(self) -> int:
@@ -194,7 +197,7 @@ class OrderedJournal(TrialJournal):
             return
         if is_result(entry):
             trial = build_record(Trial, entry.user_attrs["trial"])
-            self.trials_by_key[key] = replace(trial, latency_ms=proposal.latency_ms)
+            self.keep_trial(replace(trial, latency_ms=proposal.latency_ms))
         self.ordered.entries.append(entry)
 
     def _keep(self, proposal: Proposal, entry: FrozenTrial) -> None:
@@ -203,7 +206,7 @@ class OrderedJournal(TrialJournal):
         entry.set_user_attr(ORDER, self.numbers_by_key[key])
         entry.set_user_attr(ARTIFACT, self.ordered.artifact)
         entry.set_user_attr("key", key)
-        self.study.add_trial(entry)
+        self.writer.write(entry)
         self.trial_count += 1
         self.ordered.outcomes[key] = entry
 

@@ -49,6 +49,7 @@ from mmcompress.search.study import (
     count_failures,
     read_finished_trials,
 )
+from mmcompress.search.trial_writer import TrialWriter
 from mmcompress.spec.space import Dimension, Space
 from mmcompress.storage import to_plain
 
@@ -61,8 +62,8 @@ MIN_WORK_SECONDS = 0.05
 """Mean seconds of a trial below which workers are not waited for: estimates take no time."""
 
 MIN_WORKERS_AHEAD = 8
-"""Workers from which on proposals are made ahead. Fewer ones hardly wait, and every proposal then
-knows one result more."""
+"""Workers from which on proposals are made ahead, and a thread writes the results. Fewer ones
+hardly wait, and every proposal then knows one result more."""
 
 MIN_LOAD_AHEAD = 0.1
 """Seconds of the driver for a trial of each worker / seconds of a trial, from which on proposals
@@ -144,8 +145,10 @@ def run_study(study: optuna.Study, problem: SearchProblem, *, inputs: SessionInp
     Raises:
         ClusterError: A worker process died.
     """
-    journal = TrialJournal(study, problem, inputs=inputs)
-    SearchSession(journal, inputs).run()
+    has_many_workers = inputs.effort.workers >= MIN_WORKERS_AHEAD
+    with TrialWriter(study, in_thread=has_many_workers) as writer:
+        journal = TrialJournal(study, problem, inputs=inputs, writer=writer)
+        SearchSession(journal, inputs).run()
     return list(journal.trials_by_key.values())
 
 
@@ -184,9 +187,11 @@ class TrialJournal:
         problem: SearchProblem,
         *,
         inputs: SessionInputs,
+        writer: TrialWriter,
     ):
         self.inputs = inputs
         self.study = study
+        self.writer = writer
         self.problem = problem
         self.distributions = _make_distributions(problem.space)
         earlier_trials = study.get_trials(deepcopy=False)
@@ -195,10 +200,20 @@ class TrialJournal:
         self.sampling = self.make_sampling(earlier_trials)
         self.earlier_trials = read_finished_trials(study)
         self.trials_by_key: dict[str, Trial] = {}
+        self.best_trial: Trial | None = None
+        """The trial of least loss within the budget."""
         for trial in self.earlier_trials:
-            # The predictor may have been corrected since.
-            latency_ms = problem.predict(trial.candidate)
-            self.trials_by_key[trial.candidate.make_key()] = replace(trial, latency_ms=latency_ms)
+            self.keep_trial_of_now(trial)
+
+    def keep_trial(self, trial: Trial) -> None:
+        """Keep a trial by the key of its candidate, and as the best one if it is that."""
+        self.trials_by_key[trial.candidate.make_key()] = trial
+        rivals = [trial] if self.best_trial is None else [self.best_trial, trial]
+        self.best_trial = find_best_trial(rivals, self.problem.budget_ms)
+
+    def keep_trial_of_now(self, trial: Trial) -> None:
+        """Keep an earlier trial with its latency predicted anew: the predictor was corrected."""
+        self.keep_trial(replace(trial, latency_ms=self.problem.predict(trial.candidate)))
 
     def make_sampling(self, trials: Sequence[FrozenTrial]) -> Sampling:
         """Make the sampler that knows some trials; its seed depends on how many they are."""
@@ -223,7 +238,8 @@ class TrialJournal:
     def record_result(self, proposal: Proposal, result: TaskResult) -> None:
         """Write the result of a proposal; a candidate's first result stays the one of its key."""
         trial = self.make_trial(proposal, result, number=self.trial_count)
-        self.trials_by_key.setdefault(proposal.candidate.make_key(), trial)
+        if proposal.candidate.make_key() not in self.trials_by_key:
+            self.keep_trial(trial)
         self._write(proposal, self.make_finished(proposal, trial))
 
     @staticmethod
@@ -292,7 +308,7 @@ class TrialJournal:
 
     def _write(self, proposal: Proposal, trial: FrozenTrial) -> None:
         """Write a trial to the journal, whole at once, and tell the sampler."""
-        self.study.add_trial(trial)
+        self.writer.write(trial)
         self.trial_count += 1
         if proposal.optuna_trial is not None:
             self.sampling.tell(proposal.optuna_trial, trial)
@@ -444,7 +460,7 @@ class SearchSession:
         if self.switched >= self.effort.level_switches or self._awaits_other_origins():
             return None
         candidate_or_none = switch_levels(
-            self.problem, self._find_best(), seen_keys=self._list_known_keys(), rng=self.rng
+            self.problem, self.journal.best_trial, seen_keys=self._list_known_keys(), rng=self.rng
         )
         if candidate_or_none is None:
             # No neighbour is left: do not look again.
@@ -462,6 +478,12 @@ class SearchSession:
         """List the keys of all candidates that are evaluated or running."""
         pending_keys = {proposal.candidate.make_key() for proposal in self.list_pending()}
         return self.journal.trials_by_key.keys() | pending_keys
+
+    def _is_known(self, key: str) -> bool:
+        """Return whether the candidate with a key is evaluated or running."""
+        if key in self.journal.trials_by_key:
+            return True
+        return any(proposal.candidate.make_key() == key for proposal in self.list_pending())
 
     def list_pending(self) -> list[Proposal]:
         """List the proposals that are not settled."""
@@ -494,7 +516,7 @@ class SearchSession:
                 optuna_trial=optuna_trial,
             )
             key = candidate.make_key()
-            if key not in self._list_known_keys():
+            if not self._is_known(key):
                 return proposal
             self.repeats += 1
             known_trial = self.journal.trials_by_key.get(key)
@@ -533,17 +555,13 @@ class SearchSession:
 
     def _report_progress(self) -> None:
         """Tell the best trial so far."""
-        best_trial = self._find_best()
+        best_trial = self.journal.best_trial
         if best_trial is None:
             text = "nothing within the budget yet"
         else:
             text = f"best loss {best_trial.loss:.3f} at {best_trial.latency_ms:.2f} ms"
         share = min(self.evaluated / self.total, 1.0)
         self.progress(f"trial {self.evaluated} of {self.total}: {text}", share)
-
-    def _find_best(self) -> Trial | None:
-        """Find the trial of least loss within the budget."""
-        return find_best_trial(list(self.journal.trials_by_key.values()), self.problem.budget_ms)
 
 
 def _make_distributions(space: Space) -> dict[str, BaseDistribution]:
