@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -285,25 +284,3 @@ def test_blocks_of_a_batch_are_rows_of_their_own_in_the_device_table(spec, model
             assert batched.calls == block.calls
             if block.context is not None:
                 assert batched.context == replace(block.context, batch=8)
-
-
-@pytest.mark.end_to_end
-@pytest.mark.slow
-def test_a_run_for_batches_goes_the_whole_way(tiny, tmp_path, machine, one_artifact):
-    from mmcompress.run.run_targets import run
-
-    changes = {
-        "measure.batch": 2,
-        "measure.requests": 8,
-        "search.trials": 2,
-        "search.level_switches": 0,
-        "search.linearization_rounds": 0,
-        "distill.steps": 2,
-    }
-    out = tmp_path / "r"
-    summary = run(tiny / "spec.yaml", out, overrides=changes, policy=one_artifact, **machine)
-    assert summary.device.endswith("-batch2")
-    assert all(proof.passed for proof in summary.proofs)
-    assert json.loads((out / "bundle/manifest.json").read_text())["batch"] == 2
-    assert "a batch of 2 requests may take" in (out / "report.md").read_text()
-    assert "Batch size 2" in (out / "report.html").read_text()

@@ -109,11 +109,12 @@ def test_labels_of_the_teacher_are_its_scores(fused):
 def test_a_fusion_encoder_and_two_generators_go_the_whole_way_under_their_own_names(
     fused, tiny, tmp_path, machine, one_artifact
 ):
+    """For batches of two requests, so that both are answered together from the table to the end."""
     path = tmp_path / "spec.yaml"
     path.write_text(add_second_nodes(fused.read_text()).replace("./", f"{tiny}/"))
     out = tmp_path / "run"
     metrics = ["retrieval", {"kind": "caption", "of": "pick"}, "endings"]
-    changes = QUICK | {"metrics": metrics}
+    changes = QUICK | {"metrics": metrics, "measure.batch": 2, "target": "1.8x"}
     summary = run(path, out, overrides=changes, policy=one_artifact, **machine)
     figures = {"caption_exact_match", "ends_by_itself.captioner", "ends_by_itself.writer"}
     for figure in ("image_to_text_r1", "text_to_image_r1"):
@@ -127,7 +128,11 @@ def test_a_fusion_encoder_and_two_generators_go_the_whole_way_under_their_own_na
     before = summary.baseline.nodes["match"]
     after = summary.compressed.nodes["match"]
     assert after.params < before.params
+    assert summary.device.endswith("-batch2")
+    assert "a batch of 2 requests may take" in (out / "report.md").read_text()
+    assert "Batch size 2" in (out / "report.html").read_text()
     bundle = load_bundle(out / "bundle")
+    assert bundle.manifest["batch"] == 2
     picture = np.zeros((32, 32, 3), np.uint8)
     values = bundle.run(image=picture)
     assert len(values["match"]["scores"]) == len(values["captioner"]["texts"]) == 2
