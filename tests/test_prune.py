@@ -191,6 +191,36 @@ def test_refit_brings_the_output_closer(pipeline, models, batch, how):
     assert error(fitted) < 0.9 * error(plain)
 
 
+def test_what_is_taken_off_a_trained_structure_is_refitted_to_it(pipeline, models, batch):
+    """Its positions are those that are left of it, and its blocks give what they learned to give."""
+    vision = models["vision"]
+    count = vision.token_selector.count
+    kept = torch.tensor([0, *range(count // 2, count)])
+    halves = {b.name: torch.arange(0, b.units, 2) for b in vision.weighted_blocks}
+    trained = copy_without_units(vision, {**halves, "tokens": kept})
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.add_(0.3 * parameter.std() * torch.randn_like(parameter))
+    trained_pipeline = {**models, "vision": trained}
+    want = pipeline.forward_in_pieces(trained_pipeline, batch)["vision"]["tokens"]
+    for positions in (torch.arange(len(kept)), torch.arange(1, len(kept))):
+        cut = {b.name: torch.arange(0, b.units, 2) for b in trained.weighted_blocks}
+        plain = copy_without_units(trained, {**cut, "tokens": positions})
+        fitted = copy_without_units(trained, {**cut, "tokens": positions})
+        refit_in_order_(
+            pipeline, {**models, "vision": fitted}, dense=trained_pipeline, batch=batch, ridge=0.01
+        )
+        extra = want.shape[1] - len(kept)
+        rows = [*range(extra), *(extra + positions).tolist()]
+        left = want[:, rows]
+        errors = [
+            (model(batch.inputs["vision"])[1] - left).square().mean().item()
+            for model in (fitted, plain)
+        ]
+        assert errors[0] < 0.9 * errors[1]
+
+
 def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
     name = models["vision"].weighted_blocks[1].name
     units = {name: torch.arange(0)}

@@ -293,9 +293,14 @@ def refit_in_order_(
 def _cut_same_positions(dense: Model, pruned_model: Model) -> Model:
     """Return the dense model, without the positions that the small one has cut."""
     selector = pruned_model.token_selector
-    if selector is None or selector.kept_count == selector.count:
+    dense_selector = dense.token_selector
+    if selector is None or dense_selector is None:
         return dense
-    return copy_without_units(dense, {"tokens": selector.index})
+    # A model that was cut before has fewer positions to choose from.
+    is_kept = torch.isin(dense_selector.index, selector.index)
+    if is_kept.all():
+        return dense
+    return copy_without_units(dense, {"tokens": is_kept.nonzero().flatten()})
 
 
 def _list_cut_blocks(model: Model, dense: Model) -> list[Block]:

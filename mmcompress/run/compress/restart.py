@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -191,7 +192,7 @@ class _RankedStarts:
     """Several starts of one training, with their losses."""
 
     models: tuple[dict[str, Model], ...]
-    """Fresh models, those with trained weights, and these refitted."""
+    """Fresh models, those with trained weights, and these refitted to what was trained."""
     losses: tuple[float, ...]
     """The loss of each on validation pairs."""
     dense_loss: float
@@ -209,6 +210,9 @@ def _rank_starts(
 ) -> _RankedStarts:
     """Measure the losses of fresh models, of trained weights, and of these refitted.
 
+    They are refitted to what the trained models give. The outputs of dense blocks are no longer
+    what the blocks around them have learned to live with.
+
     Args:
         run: The run.
         sensitivity: The importance scores that units are chosen by.
@@ -224,27 +228,42 @@ def _rank_starts(
     for node_name, model in inherited_models.items():
         # A dense model has no place for what stands in for a dropped sub-layer.
         copy_constants_(model, trained.models[node_name])
-    refitted_models = build_pruned_models(
-        run, sensitivity, candidate=candidate, refit=False, dense=grown_models
-    )
-    batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
-    refit_in_order_(
-        run.pipeline, refitted_models, dense=run.models, batch=batch, ridge=run.spec.prune.ridge
-    )
-    candidates = (fresh, inherited_models, refitted_models)
+    candidates = [fresh, inherited_models]
+    sources = ["from the dense models", f"from {source}"]
+    if _has_all_positions(trained.models, inherited_models):
+        refitted_models = copy.deepcopy(inherited_models)
+        batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
+        refit_in_order_(
+            run.pipeline,
+            refitted_models,
+            dense=trained.models,
+            batch=batch,
+            ridge=run.spec.prune.ridge,
+        )
+        candidates.append(refitted_models)
+        sources.append("from it and refitted")
     validation_loss = ValidationLoss(run)
     losses = [validation_loss.measure(models) for models in candidates]
-    run.on_progress(
-        "prune",
-        f"loss before training: {losses[0]:.3f} from the dense models, {losses[1]:.3f} from "
-        f"{source}, {losses[2]:.3f} from it and refitted",
-        None,
-    )
+    parts = [f"{loss:.3f} {origin}" for loss, origin in zip(losses, sources, strict=True)]
+    run.on_progress("prune", f"loss before training: {', '.join(parts)}", None)
     return _RankedStarts(
-        models=candidates,
+        models=tuple(candidates),
         losses=tuple(losses),
         dense_loss=validation_loss.measure(run.models),
     )
+
+
+def _has_all_positions(trained: Mapping[str, Model], models: Mapping[str, Model]) -> bool:
+    """Return whether trained models have all positions that others have: their outputs can be
+    compared only then."""
+    for node_name, model in models.items():
+        selector = model.token_selector
+        trained_selector = trained[node_name].token_selector
+        if selector is None or trained_selector is None:
+            continue
+        if not torch.isin(selector.index, trained_selector.index).all():
+            return False
+    return True
 
 
 def shorten_training(start: Start, earlier: RunFolder) -> Start:
