@@ -89,7 +89,7 @@ def _describe_state(folder: RunFolder, place: str, *, is_running: bool) -> str:
         return "the run goes on"
     for inner in (folder, *folder.list_inner_folders()):
         if inner.has_next() or inner.has_interrupted_move():
-            best = _name_place(inner.bundle, folder, place)
+            best = _name_place(inner.bundle, folder, place=place)
             return (
                 "the run was cut off while another artifact was made; the same command with "
                 f"--resume goes on. The best one so far lies in {best}"
@@ -99,7 +99,7 @@ def _describe_state(folder: RunFolder, place: str, *, is_running: bool) -> str:
         last = folder if folder.summary.exists() else folder.get_subfolder(finished[-1])
         summary = load_summary(last.path)
         verdict = "met" if summary.target.met else "missed"
-        cure = f"mmcompress show {_name_place(last.path, folder, place)} says more"
+        cure = f"mmcompress show {_name_place(last.path, folder, place=place)} says more"
         if is_remote(place):
             cure = f"mmcompress fetch {place} --out FOLDER copies it"
         return (
@@ -109,7 +109,7 @@ def _describe_state(folder: RunFolder, place: str, *, is_running: bool) -> str:
     return "the run was cut off; the same command with --resume goes on"
 
 
-def _name_place(path: Path, folder: RunFolder, place: str) -> str:
+def _name_place(path: Path, folder: RunFolder, *, place: str) -> str:
     """Name a path of a run for a person, who knows the run as a folder or a URL."""
     inner_path = path.relative_to(folder.path).as_posix()
     return place if inner_path == "." else f"{place.rstrip('/')}/{inner_path}"

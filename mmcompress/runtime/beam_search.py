@@ -321,10 +321,9 @@ class BeamSearch:
         if _is_settled(self.finished, unfinished, generation=generation, length=length):
             return None
         self.scores = [score for score, _, _ in unfinished]
-        move = (
-            tuple(beam for _, beam, _ in unfinished),
-            tuple(token for _, _, token in unfinished),
-        )
+        beam_order = tuple(beam for _, beam, _ in unfinished)
+        tokens = tuple(token for _, _, token in unfinished)
+        move = (beam_order, tokens)
         if self.moves_to_follow:
             move = self.moves_to_follow[self.step]
         self.step += 1

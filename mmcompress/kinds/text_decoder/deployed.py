@@ -164,9 +164,8 @@ class TextDecoder:
         if is_batch:
             searches = [BeamSearch(self.generation, made_moves=made) for made in moves]
             for places in _group_by_shape(windows):
-                self._generate_together(
-                    [windows[place] for place in places], [searches[place] for place in places]
-                )
+                alike_windows = [windows[place] for place in places]
+                self._generate_together(alike_windows, [searches[place] for place in places])
             found = [search.finished for search in searches]
         else:
             found = [
