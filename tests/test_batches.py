@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from families import TOKENIZER, blip_matching_model
-from tokenizers import Tokenizer
+from test_fusion import deploy_blip_matching
 
 from mmcompress.errors import DataError
 from mmcompress.measure.latency.bench import BenchmarkOptions, bench_pipelines, group_requests
@@ -164,25 +163,8 @@ def test_requests_of_a_batch_give_the_same_inputs(run_folder):
 
 def test_texts_are_matched_with_the_pictures_of_their_own_requests(tmp_path):
     import torch
-    from transformers import BlipImageProcessor
 
-    from mmcompress.export.onnx import export_node
-    from mmcompress.kinds.fusion_encoder.deployed import FusionEncoder
-    from mmcompress.models.sources import load_model
-    from mmcompress.runtime.sessions import TimedSession
-    from mmcompress.spec.schema import Node
-
-    tokenizer = Tokenizer.from_str(TOKENIZER())
-    folder = tmp_path / "blip"
-    blip_matching_model(tokenizer.get_vocab_size()).save_pretrained(folder)
-    BlipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    vision = load_model(Node(kind="image_encoder", inputs={}, source=str(folder)))
-    match = load_model(Node(kind="fusion_encoder", inputs={}, source=str(folder)))
-    files = export_node(match, tmp_path / "match")
-    (tmp_path / "match" / "tokenizer.json").write_text(match.tokenizer_json)
-    sessions = {name: TimedSession(file, 1) for name, file in files.items()}
-    deployed = FusionEncoder(sessions, match.config, tmp_path / "match")
+    _, _, vision, deployed = deploy_blip_matching(tmp_path)
     with torch.no_grad():
         tokens = vision(torch.randn(3, 3, 32, 32))[1].numpy()
     texts = [["a cat", "two dogs and a cat left of the tree"], "a tree", [""]]

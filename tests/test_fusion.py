@@ -143,8 +143,8 @@ def test_a_fusion_encoder_and_two_generators_go_the_whole_way_under_their_own_na
     assert values["choose"]["best"] == values["captioner"]["texts"][int(rank.argmax())]
 
 
-def test_blip_matches_raw_pictures_and_texts_as_its_library_does(tmp_path):
-    """Both nodes of one checkpoint, deployed on ONNX Runtime, against the library's whole model."""
+def deploy_blip_matching(tmp_path):
+    """Return a BLIP of the library, its tokenizer, its image tower, and its deployed text side."""
     from transformers import BlipImageProcessor
 
     from mmcompress.export.onnx import export_node
@@ -162,6 +162,12 @@ def test_blip_matches_raw_pictures_and_texts_as_its_library_does(tmp_path):
     (tmp_path / "match" / "tokenizer.json").write_text(match.tokenizer_json)
     sessions = {name: TimedSession(file, 0) for name, file in files.items()}
     deployed = FusionEncoder(sessions, match.config, tmp_path / "match")
+    return library, tokenizer, vision, deployed
+
+
+def test_blip_matches_raw_pictures_and_texts_as_its_library_does(tmp_path):
+    """Both nodes of one checkpoint, deployed on ONNX Runtime, against the library's whole model."""
+    library, tokenizer, vision, deployed = deploy_blip_matching(tmp_path)
     pixels = torch.randn(1, 3, 32, 32)
     texts = ["a cat", "two dogs and a cat left of the tree", ""]
     with torch.no_grad():
