@@ -44,6 +44,7 @@ from mmcompress.results.records import Trial
 from mmcompress.search import jobs, sampling, study
 from mmcompress.search import repair as moves
 from mmcompress.search import split_by_knapsack as splitting
+from mmcompress.search.alternative_cuts import list_alternative_cuts
 from mmcompress.search.bisection import bisect_share
 from mmcompress.search.executors import make_process_executor
 from mmcompress.search.knapsack import choose_options_at_total, choose_options_within_budget
@@ -589,6 +590,24 @@ def test_trim_cuts_to_the_budget_where_it_costs_least():
     assert cheap and p.predict(cheap) <= 2.5
     assert sum(cheap.kept_units["b"].values()) < sum(cheap.kept_units["a"].values()) == 128
     assert moves.cut_to_budget(problem(0.1), dense, loss_increase=lambda n, b, kept: 1.0) is None
+
+
+def test_alternative_cuts_are_distinct_and_each_changes_one_node():
+    p = problem(2.5)
+    p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
+    whole = Candidate(
+        kept_units={n: dict.fromkeys(("0", "1"), 64) for n in BLOCKS},
+        precision=dict.fromkeys(BLOCKS, "fp32"),
+    )
+    even = lambda n, b, kept: float(64 - kept) ** 2
+    cheapest = moves.cut_to_budget(p, whole, loss_increase=even)
+    cuts = list_alternative_cuts(p, whole, loss_increase=even)
+    assert cuts[0] == cheapest and len({cut.make_key() for cut in cuts}) == len(cuts) == 3
+    assert all(p.predict(cut) <= 2.5 for cut in cuts)
+    for cut in cuts[1:]:
+        changed = [n for n in BLOCKS if cut.kept_units[n] != whole.kept_units[n]]
+        assert len(changed) == 1
+    assert list_alternative_cuts(problem(0.1), whole, loss_increase=even) == []
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.list_names())

@@ -1,7 +1,12 @@
-"""Stage: after a small miss, take a few units off the finished structure. Nothing is searched."""
+"""Stage: after a small miss, take a few units off the finished structure. Nothing is searched.
+
+Where the units go is measured. The sensitivity of the dense pipeline says little about what a
+trained structure can spare.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mmcompress.graph.structure import Candidate
@@ -12,11 +17,14 @@ from mmcompress.results.target_met import (
     compute_target_share,
     find_worst_limit_ratio,
 )
+from mmcompress.run.compress.inherit_weights import inherit_weights
+from mmcompress.run.compress.trained import load_trained_models
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure
 from mmcompress.run.next_artifact import Retry
 from mmcompress.run.prepared_run import PreparedRun
+from mmcompress.search.alternative_cuts import list_alternative_cuts
 from mmcompress.search.build_problem import build_problem
-from mmcompress.search.repair import cut_to_budget
+from mmcompress.search.short_finetune import ValidationLoss
 from mmcompress.spec.schema import Limits
 from mmcompress.storage import read_record
 from mmcompress.workspace.context import RunContext
@@ -34,6 +42,8 @@ TRIMMED_TARGET_SHARE = (MIN_TARGET_SHARE + 1) / 2
 class MissedArtifact:
     """A finished artifact that missed its target by a little."""
 
+    folder: RunFolder
+    """Where it lies, with its weights."""
     fitted: FittedStructure
     """Its structure."""
     target_share: float
@@ -60,6 +70,7 @@ def find_small_miss(folder: RunFolder, limits: Limits) -> MissedArtifact | None:
         return None
     fitted = read_record(FittedStructure, earlier.fitted)
     return MissedArtifact(
+        folder=earlier,
         fitted=fitted,
         target_share=target_share,
         long_run_share=max(compute_long_run_target_share(summary), 1.0),
@@ -95,16 +106,21 @@ def trim_structure(
     predictor = _correct_by_measurement(
         predictor, earlier.candidate, measured_ms=missed_target.long_run_share * target_ms
     )
-    smaller = _cut_units(run, prepared, predictor=predictor, structure=earlier.candidate)
-    if smaller is None or smaller == earlier.candidate or smaller.make_key() in plan.excluded:
+    cuts = [
+        cut
+        for cut in _list_cuts(run, prepared, predictor=predictor, structure=earlier.candidate)
+        if cut != earlier.candidate and cut.make_key() not in plan.excluded
+    ]
+    if not cuts:
         return None
-    predicted_ms = predictor(smaller)
     run.on_progress(
         "fit",
         f"the finished artifact lies at {missed_target.target_share:.1%} of its target. A few "
-        f"units are taken off it (predicted {predicted_ms:.2f} ms), nothing is searched",
+        f"units are taken off it at the best of {len(cuts)} places, nothing is searched",
         None,
     )
+    smaller = _choose_cut(run, prepared, cuts=cuts, missed=missed_target)
+    predicted_ms = predictor(smaller)
     return replace(
         earlier,
         candidate=smaller,
@@ -131,10 +147,10 @@ def _correct_by_measurement(
     return replace(predictor, correction=predictor.correction * factor)
 
 
-def _cut_units(
+def _list_cuts(
     run: RunContext, prepared: PreparedRun, *, predictor: Predictor, structure: Candidate
-) -> Candidate | None:
-    """Return a structure with fewer units and the same precisions; None where none can go."""
+) -> list[Candidate]:
+    """List structures with fewer units and the same precisions, the cheapest by estimate first."""
     target_ms = run.goal.compute_target_ms(prepared.dense.latency_ms)
     problem = build_problem(
         run,
@@ -144,6 +160,32 @@ def _cut_units(
     )
     # In another precision it would be another structure.
     problem = replace(problem, precisions={})
-    return cut_to_budget(
+    return list_alternative_cuts(
         problem, structure, loss_increase=prepared.sensitivity.estimate_loss_increase
     )
+
+
+def _choose_cut(
+    run: RunContext, prepared: PreparedRun, *, cuts: Sequence[Candidate], missed: MissedArtifact
+) -> Candidate:
+    """Choose the cut whose models have the least loss with the weights of the finished artifact.
+
+    Args:
+        run: The run with one target.
+        prepared: The sensitivity, by which the units of a block are chosen.
+        cuts: Structures, at least one; the first of them where there are no weights.
+        missed: The finished artifact that they are cut off.
+    """
+    if len(cuts) == 1 or not missed.folder.units.exists():
+        return cuts[0]
+    trained = load_trained_models(
+        run, prepared.sensitivity, candidate=missed.fitted.candidate, folder=missed.folder
+    )
+    validation_loss = ValidationLoss(run)
+    losses: list[float] = []
+    for cut in cuts:
+        inherited = inherit_weights(run, prepared.sensitivity, candidate=cut, trained=trained)
+        losses.append(min(validation_loss.measure(models) for models in inherited.list_variants()))
+    listed_losses = ", ".join(f"{loss:.3f}" for loss in losses)
+    run.on_progress("fit", f"loss of each place before training: {listed_losses}", None)
+    return cuts[losses.index(min(losses))]

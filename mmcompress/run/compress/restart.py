@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,9 +14,7 @@ from torch import nn
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
 from mmcompress.models.device import CPU
-from mmcompress.models.sources import set_context_lengths
-from mmcompress.prune.refit import refit_in_order_
-from mmcompress.prune.surgery import copy_constants_, restore_units
+from mmcompress.run.compress.inherit_weights import inherit_weights
 from mmcompress.run.compress.trained import (
     TrainedModels,
     load_finetuned_models,
@@ -25,7 +22,6 @@ from mmcompress.run.compress.trained import (
 )
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.training_history import count_trained_steps
-from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.short_finetune import (
     FINETUNE_BUDGET_SHARE,
@@ -210,9 +206,6 @@ def _rank_starts(
 ) -> _RankedStarts:
     """Measure the losses of fresh models, of trained weights, and of these refitted.
 
-    They are refitted to what the trained models give. The outputs of dense blocks are no longer
-    what the blocks around them have learned to live with.
-
     Args:
         run: The run.
         sensitivity: The importance scores that units are chosen by.
@@ -221,26 +214,11 @@ def _rank_starts(
         trained: Trained models of another structure.
         source: Where these come from, for a person.
     """
-    grown_models = _grow_models(run, trained)
-    inherited_models = build_pruned_models(
-        run, sensitivity, candidate=candidate, refit=False, dense=grown_models
-    )
-    for node_name, model in inherited_models.items():
-        # A dense model has no place for what stands in for a dropped sub-layer.
-        copy_constants_(model, trained.models[node_name])
-    candidates = [fresh, inherited_models]
+    inherited = inherit_weights(run, sensitivity, candidate=candidate, trained=trained)
+    candidates = [fresh, inherited.cut]
     sources = ["from the dense models", f"from {source}"]
-    if _has_all_positions(trained.models, inherited_models):
-        refitted_models = copy.deepcopy(inherited_models)
-        batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
-        refit_in_order_(
-            run.pipeline,
-            refitted_models,
-            dense=trained.models,
-            batch=batch,
-            ridge=run.spec.prune.ridge,
-        )
-        candidates.append(refitted_models)
+    if inherited.refitted is not None:
+        candidates.append(inherited.refitted)
         sources.append("from it and refitted")
     validation_loss = ValidationLoss(run)
     losses = [validation_loss.measure(models) for models in candidates]
@@ -251,19 +229,6 @@ def _rank_starts(
         losses=tuple(losses),
         dense_loss=validation_loss.measure(run.models),
     )
-
-
-def _has_all_positions(trained: Mapping[str, Model], models: Mapping[str, Model]) -> bool:
-    """Return whether trained models have all positions that others have: their outputs can be
-    compared only then."""
-    for node_name, model in models.items():
-        selector = model.token_selector
-        trained_selector = trained[node_name].token_selector
-        if selector is None or trained_selector is None:
-            continue
-        if not torch.isin(selector.index, trained_selector.index).all():
-            return False
-    return True
 
 
 def shorten_training(start: Start, earlier: RunFolder) -> Start:
@@ -280,17 +245,6 @@ def shorten_training(start: Start, earlier: RunFolder) -> Start:
         budget_share=RESTART_BUDGET_SHARE,
         learning_rate=TRIMMED_RATE_SHARE * rates[0] if rates else None,
     )
-
-
-def _grow_models(run: RunContext, trained: TrainedModels) -> dict[str, Model]:
-    """Return the dense models with the weights of an earlier artifact in their places."""
-    models = {}
-    for node_name, dense_model in run.models.items():
-        models[node_name] = restore_units(
-            dense_model, trained.models[node_name], kept=trained.survivors[node_name]
-        )
-    set_context_lengths(run.spec, models)
-    return models
 
 
 def reset_weights_(models: dict[str, Model], seed: int) -> None:
