@@ -556,6 +556,14 @@ def _add_cure(cure: str) -> str:
     return f"; {cure}" if cure else ""
 
 
+def remove_path(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def is_leftover(path: Path) -> bool:
     """Return whether a file or folder is of no use: unfinished, or damaged and set aside."""
     return path.name.endswith(UNFINISHED_SUFFIX) or DAMAGED_SUFFIX in path.name

@@ -9,8 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from mmcompress.workspace import folder as folder_module
+from mmcompress.workspace import move_artifacts
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.move_artifacts import (
+    begin_next,
+    discard_next,
+    finish_interrupted_move,
+    promote_next,
+)
 
 OLD_FILES = ("bundle/graph", "weights/a", "fitted.json", "distill-0.json", "summary.json")
 NEW_FILES = ("bundle/graph", "weights/b", "fitted.json", "distill.json", "summary.json")
@@ -39,7 +45,7 @@ def folder(tmp_path) -> RunFolder:
     write_artifact(tmp_path, SHARED_FILES, "shared")
     write_artifact(tmp_path, OLD_FILES, "old")
     folder = RunFolder(path=tmp_path)
-    write_artifact(folder.begin_next().artifact_path, NEW_FILES, "new")
+    write_artifact(begin_next(folder).artifact_path, NEW_FILES, "new")
     return folder
 
 
@@ -53,18 +59,18 @@ def test_everything_but_the_artifact_is_the_same(folder):
 
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_a_better_artifact_takes_the_place_of_the_best_one(folder, goes_on):
-    folder.promote_next(goes_on=goes_on)
+    promote_next(folder, goes_on=goes_on)
     assert read_artifact(folder.path) == dict.fromkeys(NEW_FILES, "new")
     assert folder.has_next() is goes_on and folder.study.read_text() == "shared"
 
 
 def test_a_worse_artifact_is_removed(folder):
-    folder.discard_next(goes_on=False)
+    discard_next(folder, goes_on=False)
     assert read_artifact(folder.path) == dict.fromkeys(OLD_FILES, "old") and folder.is_finished()
 
 
 def test_a_worse_artifact_is_removed_for_a_further_one(folder):
-    folder.discard_next(goes_on=True)
+    discard_next(folder, goes_on=True)
     assert read_artifact(folder.path) == dict.fromkeys(OLD_FILES, "old")
     assert folder.has_next() and not list(folder.next.artifact_path.iterdir())
 
@@ -78,7 +84,7 @@ class KilledError(Exception):
 @pytest.mark.examples(6)
 def test_wherever_the_change_is_cut_off_it_is_completed(folder, monkeypatch, steps, goes_on):
     counter = itertools.count(1)
-    remove_path, rename = folder_module._remove_path, Path.rename
+    remove_path, rename = move_artifacts.remove_path, Path.rename
 
     def count_step():
         if next(counter) > steps:
@@ -93,11 +99,11 @@ def test_wherever_the_change_is_cut_off_it_is_completed(folder, monkeypatch, ste
         return rename(path, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder_module, "_remove_path", remove)
+        patch.setattr(move_artifacts, "remove_path", remove)
         patch.setattr(Path, "rename", move)
         with contextlib.suppress(KilledError):
-            folder.promote_next(goes_on=goes_on)
-    folder.finish_interrupted_move()
+            promote_next(folder, goes_on=goes_on)
+    finish_interrupted_move(folder)
     assert read_artifact(folder.path) == dict.fromkeys(NEW_FILES, "new")
     assert folder.has_next() is goes_on and not folder.has_interrupted_move()
 
@@ -109,7 +115,7 @@ def test_a_folder_of_an_earlier_version_is_put_right(tmp_path):
     write_artifact(tmp_path, making, "new")
     folder = RunFolder(path=tmp_path)
     assert folder.has_interrupted_move()
-    folder.finish_interrupted_move()
+    finish_interrupted_move(folder)
     assert read_artifact(folder.next.artifact_path) == dict.fromkeys(making, "new")
     assert folder.summary.read_text() == "old" and folder.has_bundle() is False
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -123,7 +129,7 @@ def test_a_move_that_an_earlier_version_began_is_completed(tmp_path, place):
     write_artifact(tmp_path, ("fitted.json", "bundle/graph"), "old")
     folder = RunFolder(path=tmp_path)
     assert folder.list_unfinished() == []
-    folder.finish_interrupted_move()
+    finish_interrupted_move(folder)
     files = ("weights/a", "summary.json", "fitted.json", "bundle/graph")
     assert read_artifact(tmp_path) == dict.fromkeys(files, "old")
     assert folder.has_next() is (place == "earlier.new")

@@ -17,6 +17,7 @@ from mmcompress.run.next_artifact import Done, plan_artifact
 from mmcompress.run.run_policy import RunPolicy
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.load_summary import load_summary
+from mmcompress.workspace.move_artifacts import finish_interrupted_move
 
 ARTIFACT = ["search", "train", "export", "evaluate"]
 """What is done for one artifact."""
@@ -271,7 +272,7 @@ def test_a_move_of_an_unproved_artifact_that_was_cut_off_is_completed(run_fake, 
     shutil.rmtree(folder.bundle)
     shutil.rmtree(folder.weights)
     (folder.unproved / "1" / "fitted.json").rename(folder.fitted)
-    folder.finish_interrupted_move()
+    finish_interrupted_move(folder)
     assert list_unproved(tmp_path / "r") == {"1": "1"}
     assert not folder.failed_proof.exists() and not folder.fitted.exists()
 

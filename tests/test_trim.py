@@ -17,6 +17,7 @@ from mmcompress.run.stages import prepare_run
 from mmcompress.run.trim_structure import find_small_miss
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import open_run
+from mmcompress.workspace.move_artifacts import begin_next
 
 CHANGES = {"distill.steps": 6}
 """Enough steps for a third of them to be less."""
@@ -50,7 +51,7 @@ def miss_at(tiny, run_folder, machine, tmp_path):
             machine_speed_factor=machine_speed_factor,
         )
         write_record(out / "summary.json", summary)
-        return replace(run, folder=run.folder.begin_next()), prepared
+        return replace(run, folder=begin_next(run.folder)), prepared
 
     return make
 

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from mmcompress.cli import main
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import hold_folder, is_held
+from mmcompress.workspace.move_artifacts import begin_next
 from mmcompress.workspace.progress_log import ProgressLog, read_progress
 
 
@@ -85,7 +86,7 @@ def test_a_finished_run_is_told_with_its_verdict(run_folder, tmp_path):
 def test_an_artifact_behind_which_another_one_is_made_is_not_the_end_of_a_run(run_folder, tmp_path):
     copy = RunFolder(path=tmp_path / "r")
     shutil.copytree(run_folder, copy.path)
-    copy.begin_next()
+    begin_next(copy)
     code, text = watch(copy.path)
     assert code == 0 and "finished:" not in text
     assert "the run was cut off" in text and f"lies in {copy.bundle}" in " ".join(text.split())

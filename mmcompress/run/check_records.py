@@ -34,6 +34,7 @@ from mmcompress.stats import SplitScores
 from mmcompress.storage import is_leftover, read_plain, read_record, set_aside_if_damaged
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.move_artifacts import remove_unfinished
 
 
 class RecordChecker(Protocol):
@@ -69,7 +70,7 @@ def set_damaged_shared_aside(run: RunContext) -> None:
 
     What a killed process was writing is removed: not every file of it is written anew.
     """
-    run.shared.remove_unfinished()
+    remove_unfinished(run.shared)
     check_shared_records(run.shared, DamagedFileMover(run.tell_damage), blocks=run.blocks)
 
 

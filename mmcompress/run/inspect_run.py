@@ -22,6 +22,7 @@ from mmcompress.search.study import list_study_faults, open_study
 from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import WAIT, hold_folder, is_held
+from mmcompress.workspace.move_artifacts import finish_interrupted_move
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,7 @@ def repair_run(path: str | Path, *, tell: Callable[[str], None]) -> None:
     with hold_folder(path, cure=WAIT):
         check_shared_records(folder, mover)
         for target in _list_target_folders(folder):
-            target.finish_interrupted_move()
+            finish_interrupted_move(target)
             check_artifact_records(target, mover, nodes=nodes)
             if target.study.exists() and list_study_faults(target.study):
                 open_study(target.study, tell=tell)

@@ -14,6 +14,13 @@ from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Retry, plan_a
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.move_artifacts import (
+    begin_next,
+    discard_next,
+    finish_interrupted_move,
+    promote_next,
+    remove_artifact,
+)
 
 IsBetter = Callable[[Summary, Summary], bool]
 """Whether the first of two artifacts is kept rather than the second."""
@@ -71,18 +78,18 @@ def resume_target(run: RunContext) -> TargetState:
     """
     best = run.folder.best
     limits = ArtifactLimits.from_spec(run.spec, run.space)
-    best.finish_interrupted_move()
+    finish_interrupted_move(best)
     set_damaged_artifact_aside(run)
     if best.has_next() and not best.summary.exists():
         # The best one is damaged, so this one is the only one.
-        best.remove_artifact()
-        best.promote_next(goes_on=False)
+        remove_artifact(best)
+        promote_next(best, goes_on=False)
     folder = best.next if best.has_next() else best
     fitted = read_record(FittedStructure, folder.fitted) if folder.fitted.exists() else None
     finished = best.is_finished()
     if finished and fitted and fitted.search_effort < limits.search_effort:
         best.discard_short_finetunings()
-        folder = best.begin_next()
+        folder = begin_next(best)
         finished = False
         fitted = None
     history: tuple[Artifact, ...] = ()
@@ -138,17 +145,17 @@ def keep_better(run: RunContext, summary: Summary, *, is_better: IsBetter) -> Ru
     folder = run.folder
     best = folder.best
     if not folder.is_next:
-        best.begin_next()
+        begin_next(best)
         note_artifacts(best)
         return replace(run, folder=best.next)
     note_artifacts(best)
     best_summary = read_record(Summary, best.summary)
     if is_better(best_summary, summary):
         note_choice(best, folder, winner=best_summary, loser=summary)
-        best.discard_next(goes_on=True)
+        discard_next(best, goes_on=True)
     else:
         note_choice(best, best, winner=summary, loser=best_summary)
-        best.promote_next(goes_on=True)
+        promote_next(best, goes_on=True)
     return run
 
 
@@ -168,7 +175,7 @@ def keep_best(run: RunContext, summary: Summary | None, *, is_better: IsBetter) 
     best_summary = read_record(Summary, best.summary)
     if summary is not None and not is_better(best_summary, summary):
         note_choice(best, best, winner=summary, loser=best_summary)
-        best.promote_next(goes_on=False)
+        promote_next(best, goes_on=False)
         return summary
     if summary is not None:
         note_choice(best, folder, winner=best_summary, loser=summary)
@@ -177,5 +184,5 @@ def keep_best(run: RunContext, summary: Summary | None, *, is_better: IsBetter) 
     effort = ArtifactLimits.from_spec(run.spec, run.space).search_effort
     write_record(best.fitted, replace(fitted, search_effort=effort))
     if best.has_next():
-        best.discard_next(goes_on=False)
+        discard_next(best, goes_on=False)
     return best_summary

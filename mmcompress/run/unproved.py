@@ -12,6 +12,7 @@ from mmcompress.run.next_artifact import Retry
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.move_artifacts import move_unproved_artifact
 
 MAX_UNPROVED_ARTIFACTS = 3
 """Artifacts of one session whose proof may fail before it ends: a fault that strikes three
@@ -53,7 +54,7 @@ def set_unproved_aside(
     """
     folder = run.folder
     write_record(folder.failed_proof, FailedProof(candidate=fitted.candidate, message=str(error)))
-    unproved = folder.set_unproved_aside()
+    unproved = move_unproved_artifact(folder)
     message = f"unproved: {error}; its weights are kept in {unproved}"
     if folder.is_next:
         run.on_progress("prove", f"{message}; the artifact made before it stays", None)

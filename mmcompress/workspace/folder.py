@@ -1,4 +1,4 @@
-"""The names of all paths of a run folder, what becomes invalid, and the next artifact.
+"""The names of all paths of a run folder, what lies in it, and what becomes invalid.
 
 A run of one target has one folder. A run of several targets has one folder for what they share
 (profile, predictor, sensitivity) and in it one folder for each target. No other module joins these
@@ -8,7 +8,7 @@ names by hand. No torch.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from mmcompress.storage import (
     UNFINISHED_SUFFIX,
     is_leftover,
     read_plain,
+    remove_path,
     set_aside_if_damaged,
     write_record,
 )
@@ -432,22 +433,6 @@ class RunFolder:
         numbers = sorted(int(record.parent.name) for record in records)
         return [RunFolder(path=self.unproved / str(number)) for number in numbers]
 
-    def set_unproved_aside(self) -> RunFolder:
-        """Move the artifact, whose proof failed, to a folder of its own; returns that folder.
-
-        The proof goes last: without it the move is not complete, and is made again.
-        """
-        # One whose proof was damaged and set aside counts as well.
-        places = {record.parent for record in self.unproved.glob(f"*/{self.failed_proof.name}*")}
-        number = len(places) + 1
-        unproved = RunFolder(path=self.unproved / str(number))
-        unproved.path.mkdir(parents=True, exist_ok=True)
-        for path in self.list_artifact():
-            _remove_path(unproved.path / path.name)
-            path.rename(unproved.path / path.name)
-        self.failed_proof.rename(unproved.failed_proof)
-        return unproved
-
     def get_subfolder(self, name: str) -> RunFolder:
         """Return the folder of one method or cell of a comparison."""
         return RunFolder(path=self.path / name)
@@ -604,7 +589,7 @@ class RunFolder:
         if search_goes_on:
             self.discard_short_finetunings()
         for path in stale_paths:
-            _remove_path(path)
+            remove_path(path)
         self.fitted.unlink()
 
     def discard_short_finetunings(self) -> None:
@@ -612,101 +597,11 @@ class RunFolder:
         self.short_finetunings.unlink(missing_ok=True)
         shutil.rmtree(self.short_finetuned.path, ignore_errors=True)
 
-    # The artifact that is made while the best one stays in its place.
-
-    def begin_next(self) -> RunFolder:
-        """Begin another artifact; returns the folder with it."""
-        self.next.artifact_path.mkdir(exist_ok=True)
-        return self.next
-
-    def promote_next(self, *, goes_on: bool) -> None:
-        """Put the next artifact in the place of the best one, which is removed.
-
-        Args:
-            goes_on: A further artifact is made after it.
-        """
-        name = BETTER_FOLDER if goes_on else BEST_FOLDER
-        self.next.artifact_path.rename(self.path / name)
-        self.finish_interrupted_move()
-
-    def discard_next(self, *, goes_on: bool) -> None:
-        """Remove the next artifact: the best one stays.
-
-        Args:
-            goes_on: A further artifact is made after it.
-        """
-        name = DISCARDED_FOLDER if goes_on else f"{NEXT_FOLDER}{UNFINISHED_SUFFIX}"
-        _remove_path(self.path / name)
-        self.next.artifact_path.rename(self.path / name)
-        if goes_on:
-            self.finish_interrupted_move()
-        _remove_path(self.path / name)
-
     def has_interrupted_move(self) -> bool:
         """Return whether a move that `finish_interrupted_move` completes was cut off."""
         places = [self.path / name for name in MOVING_FOLDERS]
         places += [self.best.failed_proof, self.next.failed_proof]
         return any(path.exists() for path in places)
-
-    def finish_interrupted_move(self) -> None:
-        """Complete what was cut off: the next artifact becomes the best, or is set aside as
-        unproved.
-
-        A folder of an earlier version keeps its best artifact elsewhere; it is put in its place.
-        """
-        for folder in (self.best, self.next):
-            if folder.failed_proof.exists():
-                folder.set_unproved_aside()
-        if (self.path / DISCARDED_FOLDER).exists():
-            self.begin_next()
-            _remove_path(self.path / DISCARDED_FOLDER)
-        self._convert_old_stash()
-        for name in (BETTER_FOLDER, BEST_FOLDER):
-            if (self.path / name).exists():
-                self._take_artifact(self.path / name, goes_on=name == BETTER_FOLDER)
-
-    def _convert_old_stash(self) -> None:
-        """Turn what an earlier version has set aside, or was setting aside, into the best artifact.
-
-        What it was making in its place becomes the next one.
-        """
-        stashing = self.path / OLD_STASHING_FOLDER
-        if stashing.exists():
-            for path in self.best.list_artifact():
-                path.rename(stashing / path.name)
-            _remove_path(self.path / OLD_STASH_FOLDER)
-            stashing.rename(self.path / OLD_STASH_FOLDER)
-        if (self.path / OLD_STASH_FOLDER).exists():
-            self.begin_next()
-            for path in [*self.best.list_artifact(), *self.path.glob("training.*")]:
-                _remove_path(self.next.artifact_path / path.name)
-                path.rename(self.next.artifact_path / path.name)
-            (self.path / OLD_STASH_FOLDER).rename(self.path / BETTER_FOLDER)
-        if (self.path / OLD_RESTORING_FOLDER).exists():
-            (self.path / OLD_RESTORING_FOLDER).rename(self.path / BEST_FOLDER)
-
-    def _take_artifact(self, place: Path, *, goes_on: bool) -> None:
-        """Move an artifact into the folder, in place of the one there.
-
-        The old summary is removed last, and the new one is moved last. So a move that was cut off
-        knows where it stopped.
-        """
-        best = self.best
-        if best.summary.exists() and (place / best.summary.name).exists():
-            for path in self._put_summary_last(best.list_artifact()):
-                _remove_path(path)
-        for path in self._put_summary_last(place.iterdir()):
-            _remove_path(self.path / path.name)
-            path.rename(self.path / path.name)
-        if goes_on:
-            self.begin_next()
-        place.rmdir()
-
-    def _put_summary_last(self, paths: Iterable[Path]) -> list[Path]:
-        """Return the files of an artifact in an order in which the summary is the last one."""
-        all_paths = sorted(paths)
-        summaries = [path for path in all_paths if path.name == self.summary.name]
-        return [path for path in all_paths if path not in summaries] + summaries
 
     def list_unfinished(self) -> list[Path]:
         """List the files and folders that a killed process was writing; nothing reads them.
@@ -721,16 +616,6 @@ class RunFolder:
                 unfinished.append(path)
         return unfinished
 
-    def remove_unfinished(self) -> None:
-        """Remove what a killed process was writing. No process may work on the folder."""
-        for path in self.list_unfinished():
-            _remove_path(path)
-
-    def remove_artifact(self) -> None:
-        """Remove the folder's artifact."""
-        for path in self.list_artifact():
-            _remove_path(path)
-
     def list_artifact(self) -> list[Path]:
         """Return everything in the folder that belongs to its artifact."""
         paths: list[Path] = []
@@ -742,11 +627,3 @@ class RunFolder:
 def name_target_folder(target: str) -> str:
     """Return the folder name of one of several targets: `1.2x p95` lies in `1.2x-p95`."""
     return target.replace(" ", "-")
-
-
-def _remove_path(path: Path) -> None:
-    """Remove a file or a folder, if it is there."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
