@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import errno
 import json
+import math
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mmcompress.data.open_dataset import open_dataset
 from mmcompress.distill import learning_rate, losses
 from mmcompress.distill.best_weights import BestWeights
 from mmcompress.distill.checkpoint import Checkpoint
+from mmcompress.distill.learning_rate import RATE_TRIAL_STEPS, WARMUP_STEPS
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions, compute_losses
@@ -370,8 +372,34 @@ class NoSteps(Training):
 def test_a_rate_is_not_looked_for_where_steps_are_too_slow(inputs, models):
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
     settings = Distill(steps=160, minutes=1, batch=4, learning_rate=2e-3, validations=0)
-    training = NoSteps(student, inputs, options=TrainingOptions(settings=settings))
+    told = []
+    options = TrainingOptions(
+        settings=settings, progress=lambda message, share: told.append(message)
+    )
+    training = NoSteps(student, inputs, options=options)
     assert learning_rate.find_learning_rate(training, deadline=0.0) == 2e-3
+    assert told == ["steps are too slow to find out whether a learning rate of 0.002 does harm"]
+
+
+def test_a_trial_of_a_rate_ends_when_it_is_known_to_do_harm(inputs, models):
+    rates = []
+
+    class HarmfulTraining(Training):
+        """A training whose loss is ten times as high as before, at every rate above 5e-4."""
+
+        def compute_losses(self, batch):
+            return {"loss": torch.tensor(1.0)}
+
+        def advance_(self, optimizer, batch, *, rate):
+            rates.append(rate)
+            return {"loss": 10.0 if rate > 5e-4 else 1.0}
+
+    student = {n: copy_without_units(m, {}) for n, m in models.items()}
+    settings = Distill(steps=160, minutes=1, batch=4, learning_rate=2e-3, validations=0)
+    training = HarmfulTraining(student, inputs, options=TrainingOptions(settings=settings))
+    assert learning_rate.find_learning_rate(training, deadline=math.inf) == 5e-4
+    # Two rates that do harm are left after the first step behind the warm-up.
+    assert len(rates) == 2 * (WARMUP_STEPS + 1) + RATE_TRIAL_STEPS
 
 
 def test_a_training_that_was_cut_off_after_its_last_step_just_ends(
