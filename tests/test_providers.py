@@ -21,6 +21,7 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.cost_model.device_table import TableKey, TableNeed, measure_table
 from mmcompress.registry import PROVIDERS
 from mmcompress.run.tell_fallbacks import describe_fallbacks
+from mmcompress.runtime import providers
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.providers import Provider, add_provider, count_fallbacks, find_provider
@@ -28,9 +29,19 @@ from mmcompress.runtime.sessions import open_session
 
 BUNDLE = Path(__file__).parent / "earlier_bundles/format_2"
 
+
+def find_missing_openvino():
+    """Return why OpenVINO can't run here; empty where it can."""
+    if importlib.util.find_spec("onnxruntime_ep_openvino") is None:
+        return "onnxruntime-ep-openvino is not installed"
+    vendors = {device.device.vendor for device in onnxruntime.get_ep_devices()}
+    if not any("Intel" in vendor for vendor in vendors):
+        return f"OpenVINO takes processors of Intel alone, not of {', '.join(sorted(vendors))}"
+    return ""
+
+
 needs_openvino = pytest.mark.skipif(
-    importlib.util.find_spec("onnxruntime_ep_openvino") is None,
-    reason="onnxruntime-ep-openvino is not installed",
+    bool(find_missing_openvino()), reason=find_missing_openvino() or "OpenVINO is here"
 )
 
 
@@ -123,6 +134,12 @@ def test_fallbacks_are_told_by_operator():
         "captioner/step: openvino can't run 13 operators, the processor does: "
         "MatMulInteger 12, TopK 1"
     )
+
+
+def test_a_plugin_without_a_device_says_which_it_takes(monkeypatch):
+    monkeypatch.setattr(providers, "_list_plugin_devices", lambda provider, distribution: [])
+    with pytest.raises(MissingProvider, match="here; it takes processors of Intel alone"):
+        find_provider("openvino")
 
 
 @needs_openvino

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -171,6 +172,7 @@ def test_what_was_not_used_for_longest_goes_first(storage, tmp_path, monkeypatch
 
 def test_a_storage_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(REMOTE_PACKAGES, "gs", "gcsfs")
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(MissingPackage, match=r"\[gcs\]"):
         fetch_remote("gs://bucket/folder")
 

@@ -47,6 +47,8 @@ class Provider:
     """The module of a plug-in package; empty where ONNX Runtime itself has the provider."""
     device: Mapping[str, str] = field(default_factory=dict)
     """What a device of the plug-in must say of itself to be taken."""
+    known_devices: str = ""
+    """The devices that the plug-in takes, for a person; empty where its name tells them."""
     make_options: Callable[[int], ProviderOptions] = _make_no_options
     """Returns the options for a number of threads."""
 
@@ -68,6 +70,7 @@ OPENVINO = Provider(
     name="OpenVINOExecutionProvider",
     plugin="onnxruntime_ep_openvino",
     device={"ov_device": "CPU"},
+    known_devices="processors of Intel alone",
     make_options=_make_openvino_options,
 )
 """Intel processors, by OpenVINO."""
@@ -147,8 +150,9 @@ def find_provider(name: str) -> FoundProvider:
     if provider.plugin:
         devices = _list_plugin_devices(provider, distribution)
         if not devices:
+            hint = f"; it takes {provider.known_devices}" if provider.known_devices else ""
             raise MissingProvider(
-                f"provider {name}: {distribution} finds no device for {provider.name} here"
+                f"provider {name}: {distribution} finds no device for {provider.name} here{hint}"
             )
         return FoundProvider(provider=provider, plugin_device=devices[0])
     if provider.name not in onnxruntime.get_available_providers():
