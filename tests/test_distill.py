@@ -369,16 +369,26 @@ class NoSteps(Training):
         raise AssertionError("a step was taken")
 
 
-def test_a_rate_is_not_looked_for_where_steps_are_too_slow(inputs, models):
+@pytest.mark.parametrize(
+    ("steps", "loss_ratio", "finds", "rate"),
+    [
+        (160, None, True, 2e-3),
+        (160, 1.4, True, 2.5e-4),
+        (160, 1.6, True, 2e-3),
+        (100, 1.4, True, 2.5e-4),
+        (100, 1.4, False, 2e-3),
+    ],
+)
+def test_where_steps_are_slow_or_few_what_lost_little_is_trained_gently(
+    inputs, models, steps, loss_ratio, finds, rate
+):
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
-    settings = Distill(steps=160, minutes=1, batch=4, learning_rate=2e-3, validations=0)
-    told = []
-    options = TrainingOptions(
-        settings=settings, progress=lambda message, share: told.append(message)
+    settings = Distill(minutes=1, batch=4, learning_rate=2e-3, find_learning_rate=finds)
+    training = NoSteps(student, inputs, options=TrainingOptions(settings=settings))
+    chosen = learning_rate.choose_learning_rate(
+        training, steps=steps, loss_ratio=loss_ratio, deadline=0.0
     )
-    training = NoSteps(student, inputs, options=options)
-    assert learning_rate.find_learning_rate(training, deadline=0.0) == 2e-3
-    assert told == ["steps are too slow to find out whether a learning rate of 0.002 does harm"]
+    assert chosen == pytest.approx(rate)
 
 
 def test_a_trial_of_a_rate_ends_when_it_is_known_to_do_harm(inputs, models):

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mmcompress.distill.training import ADAM_BETAS, Training
 from mmcompress.kinds.base import Batch
-from mmcompress.spec.schema import Distill
 
 WARMUP_STEPS = 10
 """Steps over which the learning rate rises to its highest value."""
@@ -32,6 +31,13 @@ rate that is too high costs all of them: clip_captioner at 2x came back to where
 
 MIN_STEPS_PER_RATE_TRIAL_STEP = 10
 """Steps of a training for each step of one trial, below which no rate is searched for."""
+
+GENTLE_LOSS_RATIO = 1.5
+"""Loss before training / dense loss below which a structure has lost little."""
+
+GENTLE_RATE_SHARE = 1 / 8
+"""Learning rate of such a structure / that of the settings, where none is searched for. On
+clip_captioner at 2x the search ends there."""
 
 FORWARDS_PER_STEP = 4
 """Forward passes that a step of training is taken to last as long as."""
@@ -56,13 +62,32 @@ def warm_up_rate(highest: float, step: int) -> float:
     return highest * warmed_up
 
 
-def is_rate_searched(settings: Distill, *, steps: int) -> bool:
-    """Return whether a training of some steps is to search for its rate, and is long enough to."""
-    long_enough = steps >= MIN_STEPS_PER_RATE_TRIAL_STEP * RATE_TRIAL_STEPS
-    return long_enough and settings.find_learning_rate
+def choose_learning_rate(
+    training: Training, *, steps: int, loss_ratio: float | None, deadline: float
+) -> float:
+    """Choose the highest learning rate of a training: by trials, if it has the steps and the time.
+
+    Args:
+        training: The training. Its settings hold the rate to start from.
+        steps: Steps that it is asked for.
+        loss_ratio: Loss before training / dense loss; None where it was not measured.
+        deadline: Time on its clock, in seconds, by which trials end.
+
+    Returns:
+        The rate. Without trials that of the settings, or a share of it where little was lost.
+    """
+    settings = training.settings
+    if not settings.find_learning_rate:
+        return settings.learning_rate
+    if steps >= MIN_STEPS_PER_RATE_TRIAL_STEP * RATE_TRIAL_STEPS:
+        found_rate = find_learning_rate(training, deadline=deadline)
+        if found_rate is not None:
+            return found_rate
+    has_lost_little = loss_ratio is not None and loss_ratio < GENTLE_LOSS_RATIO
+    return settings.learning_rate * (GENTLE_RATE_SHARE if has_lost_little else 1.0)
 
 
-def find_learning_rate(training: Training, *, deadline: float) -> float:
+def find_learning_rate(training: Training, *, deadline: float) -> float | None:
     """Halve the learning rate until a few steps of it no longer do harm.
 
     A structure that lost much learns fastest at a high rate. That rate throws one which lost little
@@ -71,21 +96,17 @@ def find_learning_rate(training: Training, *, deadline: float) -> float:
     Args:
         training: The training. Its settings hold the rate to start from.
         deadline: Time on its clock, in seconds, by which the search ends. Where even one trial
-            would take longer, there is no search, and the user is told.
+            would take longer, there is no search.
 
     Returns:
-        The highest learning rate of the schedule.
+        The highest learning rate of the schedule; None without a search.
     """
     rate = training.settings.learning_rate
     # The first pass is slow: it allocates memory.
     forward_seconds = min(_time_forward(training, step) for step in range(2))
     trial_seconds = FORWARDS_PER_STEP * RATE_TRIAL_STEPS * forward_seconds
     if training.clock.read_seconds() + trial_seconds > deadline:
-        training.options.progress(
-            f"steps are too slow to find out whether a learning rate of {rate:.2g} does harm",
-            None,
-        )
-        return rate
+        return None
     batches = [training.draw_batch(step) for step in range(RATE_TRIAL_STEPS)]
     start = [weight.detach().clone() for weight in training.weights]
     loss_before = _add_losses(training, batches[WARMUP_STEPS:])

@@ -13,8 +13,7 @@ from mmcompress.distill.best_weights import BestWeights
 from mmcompress.distill.checkpoint import TrainingState
 from mmcompress.distill.learning_rate import (
     RATE_SEARCH_SHARE,
-    find_learning_rate,
-    is_rate_searched,
+    choose_learning_rate,
 )
 from mmcompress.distill.pair_plan import count_distinct_draws
 from mmcompress.distill.step_plan import TrainingPace, choose_step_count
@@ -236,14 +235,17 @@ class StepLoop:
                 loss_ratio = loss / best.dense_loss
         steps = choose_step_count(settings, loss_ratio=loss_ratio, share=options.budget_share)
         state = TrainingState(rate=settings.learning_rate, asked_steps=max(1, steps))
-        if is_rate_searched(settings, steps=state.asked_steps):
-            deadline = self._start + RATE_SEARCH_SHARE * self.max_seconds
-            # The steps of a trial are few: the leader of a group does them alone.
-            alone = Training(
-                self.training.student, self.training.inputs, options=replace(options, group=None)
-            )
-            state.rate = find_learning_rate(alone, deadline=deadline)
-            options.progress(f"the learning rate is {state.rate:.2g}", 0.0)
+        # The steps of a trial are few: the leader of a group does them alone.
+        alone = Training(
+            self.training.student, self.training.inputs, options=replace(options, group=None)
+        )
+        state.rate = choose_learning_rate(
+            alone,
+            steps=state.asked_steps,
+            loss_ratio=loss_ratio,
+            deadline=self._start + RATE_SEARCH_SHARE * self.max_seconds,
+        )
+        options.progress(f"the learning rate is {state.rate:.2g}", 0.0)
         return state
 
     def _resume_(self) -> TrainingState | None:

@@ -250,7 +250,8 @@ class Distill:
     """Highest learning rate of the schedule, behind the warm-up."""
     find_learning_rate: bool = True
     """Whether the rate is halved while a few steps of it make matters worse: structures that lost
-    little need less."""
+    little need less. A short training has no steps for that; there such structures get an
+    eighth."""
     losses: dict[str, LossWeight] = field(default_factory=dict)
     """Weights of losses by name; those that are not named keep their defaults.
 
