@@ -245,7 +245,8 @@ class StepLoop:
             loss_ratio=loss_ratio,
             deadline=self._start + RATE_SEARCH_SHARE * self.max_seconds,
         )
-        options.progress(f"the learning rate is {state.rate:.2g}", 0.0)
+        if settings.find_learning_rate:
+            options.progress(f"the learning rate is {state.rate:.2g}", 0.0)
         return state
 
     def _resume_(self) -> TrainingState | None:
