@@ -183,7 +183,11 @@ def _choose_cut(
     )
     validation_loss = ValidationLoss(run)
     losses: list[float] = []
-    for cut in cuts:
+    for number, cut in enumerate(cuts, 1):
+        if losses and run.is_search_over():
+            # The cheapest by estimate come first.
+            break
+        run.on_progress("fit", f"place {number} of {len(cuts)}", number / len(cuts))
         inherited = inherit_weights(run, prepared.sensitivity, candidate=cut, trained=trained)
         losses.append(min(validation_loss.measure(models) for models in inherited.list_variants()))
     listed_losses = ", ".join(f"{loss:.3f}" for loss in losses)
