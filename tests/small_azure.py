@@ -31,6 +31,7 @@ def serve_azure(container: str) -> Iterator[str]:
     Yields:
         The URL of the container.
     """
+    from azure.core.exceptions import ServiceRequestError
     from azure.storage.blob import BlobServiceClient
 
     port = find_free_port()
@@ -53,7 +54,8 @@ def serve_azure(container: str) -> Iterator[str]:
             try:
                 client.create_container(container)
                 break
-            except Exception:
+            except ServiceRequestError:
+                # It does not listen yet.
                 if server.poll() is not None or time.monotonic() > give_up_at:
                     raise
                 time.sleep(0.2)

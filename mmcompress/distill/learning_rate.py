@@ -26,8 +26,8 @@ MAX_RATE_HALVINGS = 4
 """Halvings of the learning rate at most."""
 
 RATE_SEARCH_SHARE = 0.25
-"""Share of the minutes of a training that the search may take. Without it a
-rate that is too high costs all of them: clip_captioner at 2x came back to where it had begun."""
+"""Share of the minutes of a training that the search for its rate may take. Without a search, a
+rate that is too high wastes all minutes: clip_captioner at 2x ended where it had begun."""
 
 MIN_STEPS_PER_RATE_TRIAL_STEP = 10
 """Steps of a training for each step of one trial, below which no rate is searched for."""

@@ -187,9 +187,9 @@ def _choose_cut(
         if losses and run.is_search_over():
             # The cheapest by estimate come first.
             break
-        run.on_progress("fit", f"place {number} of {len(cuts)}", number / len(cuts))
+        run.on_progress("fit", f"measuring cut {number} of {len(cuts)}", number / len(cuts))
         inherited = inherit_weights(run, prepared.sensitivity, candidate=cut, trained=trained)
         losses.append(min(validation_loss.measure(models) for models in inherited.list_variants()))
     listed_losses = ", ".join(f"{loss:.3f}" for loss in losses)
-    run.on_progress("fit", f"loss of each place before training: {listed_losses}", None)
+    run.on_progress("fit", f"loss after each cut, before training: {listed_losses}", None)
     return cuts[losses.index(min(losses))]
