@@ -14,16 +14,26 @@ from mmcompress.measure.latency.bench_with_replay import select_requests
 from mmcompress.runtime.beam_search import BeamSearch, Generation, beam_search, search_together
 from mmcompress.runtime.graph import answer_together, load_bundle
 from mmcompress.runtime.sessions import split_rows
+from mmcompress.runtime.token_scores import TokenScores
 
 GENERATION = Generation(bos=0, eos=1, pad=2, beams=3, max_tokens=14)
 WORDS = 12
 
 
+def list_best(scores, count):
+    """All scores of a step, or as many of the best as the graph of a bundle lists."""
+    if not count:
+        return TokenScores(scores)
+    ids = np.argsort(-scores, axis=1)[:, :count]
+    return TokenScores(np.take_along_axis(scores, ids, 1), ids)
+
+
 class FakeModel:
     """A model whose scores depend on the item and on all tokens before, and on nothing else."""
 
-    def __init__(self, items):
-        self.rows = np.repeat(np.array(items, np.float32), GENERATION.beams)
+    def __init__(self, items, best_tokens=0, beams=GENERATION.beams):
+        self.best_tokens = best_tokens
+        self.rows = np.repeat(np.array(items, np.float32), beams)
         self.calls = []
 
     def make_past(self):
@@ -41,11 +51,12 @@ class FakeModel:
             seed = [int(self.rows[row]), *tokens.astype(int).tolist()]
             scores[row] = np.random.default_rng(seed).normal(size=WORDS)
         scores[:, 1] += 0.3 * position
-        return scores - np.log(np.exp(scores).sum(1, keepdims=True)), [trail]
+        log_probabilities = scores - np.log(np.exp(scores).sum(1, keepdims=True))
+        return list_best(log_probabilities, self.best_tokens), [trail]
 
 
-def write_alone(item, generation, **how):
-    model = FakeModel([item])
+def write_alone(item, generation, best_tokens=0, **how):
+    model = FakeModel([item], best_tokens, generation.beams)
     found = beam_search(model.take_step, model.make_past(), generation=generation, **how)
     return found, len(model.calls)
 
@@ -72,6 +83,39 @@ def test_searches_together_find_what_each_finds_alone(changes):
     assert model.calls == [
         GENERATION.beams * sum(count > step for count in steps) for step in range(max(steps))
     ]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"beams": 1},
+        {"other_ends": (5, 6)},
+        {"min_tokens": 5, "other_ends": (5,)},
+        {"suppress": (3, 4, 7), "begin_suppress": (1, 9)},
+    ],
+)
+@pytest.mark.parametrize("item", [3, 4, 5, 6])
+def test_the_best_tokens_of_each_beam_write_what_all_scores_write(item, changes):
+    generation = replace(GENERATION, **changes)
+    expected = write_alone(item, generation)
+    count = generation.count_best_tokens()
+    assert not generation.needs_all_scores
+    found = write_alone(item, generation, best_tokens=count)
+    assert found[1] == expected[1]
+    assert [ids for _, ids in found[0]] == [ids for _, ids in expected[0]]
+    assert [s for s, _ in found[0]] == pytest.approx([s for s, _ in expected[0]], abs=1e-5)
+
+
+def test_rules_that_read_the_text_ask_for_all_scores():
+    for changes in (
+        {"repetition_penalty": 1.2},
+        {"no_repeat_ngram_size": 2},
+        {"bad_words": ((3,),)},
+        {"forced_end": 1},
+        {"raw_scores": True},
+    ):
+        assert replace(GENERATION, **changes).needs_all_scores, changes
 
 
 def test_replayed_together_each_search_takes_its_own_steps_and_moves():

@@ -20,6 +20,7 @@ from mmcompress.export.proofs import prove_generation
 from mmcompress.models.families.cross_attention_decoder import assemble_decoder
 from mmcompress.models.families.prefix_decoder import assemble_prefix_decoder
 from mmcompress.runtime.beam_search import beam_search, read_generation
+from mmcompress.runtime.token_scores import TokenScores
 
 CONTEXTS = 2
 
@@ -66,7 +67,7 @@ def write_deployed(model, context, settings):
                 encoder_hidden_states=context.repeat(len(history_BS), 1, 1),
             ).logits[:, -1]
         scores = logits if generation.raw_scores else logits.log_softmax(-1)
-        return scores.numpy().copy(), [history_BS]
+        return TokenScores(scores.numpy().copy()), [history_BS]
 
     past = [np.zeros((generation.beams, 0), np.int64)]
     return [ids for _, ids in beam_search(step, past, generation=generation)]

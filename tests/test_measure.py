@@ -36,6 +36,7 @@ from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu, fingerprint_device, list_package_versions
 from mmcompress.runtime.sessions import open_session
 from mmcompress.runtime.timing import find_lowest_median, time_call, time_calls_in_turn
+from mmcompress.runtime.token_scores import TokenScores
 
 ALONE = apart.benchmark_in_subprocess  # as it is; tests measure in their own process
 
@@ -449,7 +450,8 @@ def test_what_follows_the_moves_of_beams_is_fed_the_same_and_moves_its_cache_ali
         def step(ids, position, past):
             trail = np.concatenate([past[0], ids.astype(np.float32)], 1)
             fed.append((ids.tolist(), past[0].tolist()))
-            return rng.normal(size=(len(ids), width)).astype(np.float32), [trail]
+            scores = rng.normal(size=(len(ids), width)).astype(np.float32)
+            return TokenScores(scores), [trail]
 
         return beam_search(step, [np.zeros((3, 0), np.float32)], generation=g, **how), fed
 
@@ -470,7 +472,8 @@ def test_a_paced_generator_takes_its_steps_though_every_token_would_end_it():
 
     def step(ids, position, past):
         calls.append(position)
-        return np.log(np.tile(np.array([[1e-6, 1.0, 1e-6, 1e-6]], np.float32), (len(ids), 1))), past
+        row = np.log(np.array([[1e-6, 1.0, 1e-6, 1e-6]], np.float32))
+        return TokenScores(np.tile(row, (len(ids), 1))), past
 
     for how, steps in (
         (g, 1),

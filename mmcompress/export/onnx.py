@@ -14,6 +14,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from mmcompress.export.best_tokens import add_best_tokens_
 from mmcompress.export.fold_constants import fold_constants_
 from mmcompress.export.opset import OPSET
 from mmcompress.export.static_shapes import fix_static_shapes_
@@ -33,6 +34,8 @@ def export_graph(graph: ExportGraph, path: Path) -> Path:
     model = trace_graph(graph, path)
     fix_static_shapes_(model)
     fold_constants_(model)
+    if graph.best_tokens:
+        add_best_tokens_(model, graph.best_tokens)
     onnx.save(model, path)
     return path
 

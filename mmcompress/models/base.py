@@ -49,6 +49,9 @@ class ExportGraph:
     dynamic_axes: dict[str, dict[int, str]]
     """Axes whose size may differ from the example's, by name of an input or output:
     {"pixels": {0: "batch"}}. Every other axis keeps its size."""
+    best_tokens: int = 0
+    """Best tokens of each row that the file of a decode step lists beside all scores; 0: it lists
+    none."""
 
 
 class ExampleRequest(NamedTuple):

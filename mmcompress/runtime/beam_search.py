@@ -27,12 +27,20 @@ from mmcompress.runtime.score_rules import (
     normalize_scores,
     penalize_repetition_,
 )
+from mmcompress.runtime.token_scores import (
+    RankedOption,
+    TokenScores,
+    count_ranked_options,
+    get_score,
+    rank_all_tokens,
+    rank_best_tokens,
+)
 
-DecodeStep = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.ndarray]]]
+DecodeStep = Callable[[np.ndarray, int, list[np.ndarray]], tuple[TokenScores, list[np.ndarray]]]
 """Runs the model on new tokens.
 
 It takes ids int64 [B, T], the position of the first of them, and the cache (batch axis first). It
-returns log-probabilities float32 [B, V] after the last token, and the new cache.
+returns log-probabilities after the last token, and the new cache.
 """
 
 BeamMove = tuple[tuple[int, ...], tuple[int, ...]]
@@ -40,10 +48,6 @@ BeamMove = tuple[tuple[int, ...], tuple[int, ...]]
 
 ScoredSequence = tuple[float, list[int]]
 """Log-probability over length (see `length_penalty`), and the ids with prompt and end."""
-
-_Option = tuple[float, int, int]
-"""A way to go on: log-probability of the whole sequence, the beam that it continues, the token that
-it gets."""
 
 MAX_REPEATED_SPAN = 16
 """Tokens: the longest span whose repetition is looked for."""
@@ -161,18 +165,41 @@ class Generation:
         return tuple(token for token in (self.eos, *self.other_ends) if token != NO_TOKEN)
 
     @property
-    def has_rules(self) -> bool:
-        """Whether any rule changes the scores of the model."""
+    def bans_tokens(self) -> bool:
+        """Whether some tokens must not be written, at every place or at some places."""
+        return bool(self.min_tokens or self.suppress or self.begin_suppress)
+
+    @property
+    def needs_all_scores(self) -> bool:
+        """Whether a rule changes scores of the model that depend on what is written."""
         return bool(
             self.repetition_penalty != 1.0
             or self.no_repeat_ngram_size
             or self.bad_words
-            or self.min_tokens
             or self.forced_end != NO_TOKEN
-            or self.suppress
-            or self.begin_suppress
             or self.raw_scores
         )
+
+    def list_banned_ids(self, length: int) -> frozenset[int]:
+        """List the token ids that must not follow a sequence.
+
+        Args:
+            length: Tokens of the sequence, prompt included.
+        """
+        banned_ids = set(self.suppress)
+        if length < self.min_tokens:
+            banned_ids.update(self.ends)
+        if length == len(self.start):
+            banned_ids.update(self.begin_suppress)
+        return frozenset(banned_ids)
+
+    def count_best_tokens(self) -> int:
+        """Count the likeliest tokens of each beam that a step needs: options and banned tokens."""
+        options = count_ranked_options(self.beams, end_count=len(self.ends))
+        ever_banned = {*self.suppress, *self.begin_suppress}
+        if self.min_tokens:
+            ever_banned.update(self.ends)
+        return options + len(ever_banned)
 
     def set_pace(self, steps: int) -> Generation:
         """Return the same generation, ending after exactly so many calls of the model.
@@ -279,7 +306,7 @@ class BeamSearch:
         self.beams = generation.beams
         self.start = list(generation.start)
         self.ends = frozenset(generation.ends)
-        self.has_rules = generation.has_rules
+        self.has_rules = generation.needs_all_scores or generation.bans_tokens
         self.running = [self.start] * self.beams
         # All beams start alike, so only one of them may be continued in the first step.
         self.scores = [0.0] + [MASKED_SCORE] * (self.beams - 1)
@@ -290,20 +317,18 @@ class BeamSearch:
         self.step = 0
         """Moves that were made."""
 
-    def advance(self, scores_BV: np.ndarray) -> BeamMove | None:
+    def advance(self, scores: TokenScores) -> BeamMove | None:
         """Choose how to go on.
 
         Args:
-            scores_BV: Log-probabilities of the next token of every running sequence.
+            scores: Log-probabilities of the next token of every running sequence.
 
         Returns:
             The move of the beams; None at the end: `finished` holds the result.
         """
         generation = self.generation
         beams = self.beams
-        if self.has_rules:
-            scores_BV = _follow_rules(scores_BV, generation, running=self.running)
-        options = _rank_options(scores_BV, self.scores, end_count=len(self.ends))
+        options = self._rank_options(scores)
         is_last = self.position + 1 >= generation.max_tokens
         length = self.position + 1 - len(generation.prompt or (generation.bos,))
         # Only the first options may end: an end token further down is not probable enough.
@@ -334,6 +359,25 @@ class BeamSearch:
         if self.made_moves is not None:
             self.made_moves.append(move)
         return move
+
+    def _rank_options(self, scores: TokenScores) -> list[RankedOption]:
+        """List the best ways to go on that the rules allow, the best first."""
+        end_count = len(self.ends)
+        if scores.ids is None:
+            scores_BV = scores.values
+            if self.has_rules:
+                scores_BV = _follow_rules(scores_BV, self.generation, running=self.running)
+            return rank_all_tokens(scores_BV, self.scores, end_count=end_count)
+        banned_ids: frozenset[int] = frozenset()
+        if self.has_rules:
+            banned_ids = self.generation.list_banned_ids(self.position)
+        return rank_best_tokens(
+            scores.values,
+            scores.ids,
+            running_scores=self.scores,
+            end_count=end_count,
+            banned_ids=banned_ids,
+        )
 
     def _end_repetition(self, length: int) -> bool:
         """End the search when the best sequence only repeats itself; returns whether it does."""
@@ -374,9 +418,9 @@ def beam_search(
     new_ids_BT = np.array(search.running, np.int64)
     position = 0
     while True:
-        scores_BV, past = decode_step(new_ids_BT, position, past)
+        scores, past = decode_step(new_ids_BT, position, past)
         position += new_ids_BT.shape[1]
-        move = search.advance(scores_BV)
+        move = search.advance(scores)
         if move is None:
             return search.finished
         beams, tokens = move
@@ -408,7 +452,7 @@ def search_together(
     new_ids_BT = np.array([ids for search in active for ids in search.running], np.int64)
     position = 0
     while active:
-        scores_BV, past = decode_step(new_ids_BT, position, past)
+        scores, past = decode_step(new_ids_BT, position, past)
         position += new_ids_BT.shape[1]
         going_on: list[BeamSearch] = []
         source_rows: list[int] = []
@@ -417,7 +461,7 @@ def search_together(
         first_row = 0
         for search in active:
             end_row = first_row + search.beams
-            move = search.advance(scores_BV[first_row:end_row])
+            move = search.advance(scores.take_rows(first_row, end_row))
             if move is not None:
                 going_on.append(search)
                 kept_rows += range(first_row, end_row)
@@ -468,35 +512,9 @@ def _follow_rules(
     return normalize_scores(scores_BV) if generation.raw_scores else scores_BV
 
 
-def _rank_options(
-    log_probabilities_BV: np.ndarray, scores: Sequence[float], *, end_count: int
-) -> list[_Option]:
-    """List the best ways to go on, the best first.
-
-    There are `end_count` + 1 times as many as beams, and at least twice as many. Even if every beam
-    could end in every way, as many are left to go on.
-    """
-    beams, vocabulary = log_probabilities_BV.shape
-    scores_B1 = np.array(scores, np.float32)[:, None]
-    totals = (log_probabilities_BV + scores_B1).ravel()
-    option_count = min(max(2, 1 + end_count) * beams, totals.size)
-    best_indices = totals.argpartition(-option_count)[-option_count:]
-    # a handful of numbers from here on: plain Python is quicker than arrays
-    options: list[_Option] = []
-    for score, index in zip(totals[best_indices].tolist(), best_indices.tolist(), strict=True):
-        options.append((score, index // vocabulary, index % vocabulary))
-    options.sort(key=_get_score, reverse=True)
-    return options
-
-
-def _get_score(scored: tuple[float, *tuple[object, ...]]) -> float:
-    """Return the score that stands first."""
-    return scored[0]
-
-
 def _add_finished(
     finished: list[ScoredSequence],
-    ending: Sequence[_Option],
+    ending: Sequence[RankedOption],
     *,
     running: Sequence[list[int]],
     generation: Generation,
@@ -521,12 +539,12 @@ def _extend_sequences(running: Sequence[list[int]], move: BeamMove) -> list[list
 
 def _take_best(sequences: list[ScoredSequence], count: int) -> list[ScoredSequence]:
     """Return the best sequences, the best first."""
-    return sorted(sequences, key=_get_score, reverse=True)[:count]
+    return sorted(sequences, key=get_score, reverse=True)[:count]
 
 
 def _is_settled(
     finished: Sequence[ScoredSequence],
-    unfinished: Sequence[_Option],
+    unfinished: Sequence[RankedOption],
     *,
     generation: Generation,
     length: int,

@@ -73,7 +73,9 @@ class TimedSession:
 
     def __init__(self, model: str | Path | bytes, threads: int, *, provider: str = CPU_PROVIDER):
         self.inner = open_session(model, threads, provider=provider)
-        self.outputs = [output.name for output in self.inner.get_outputs()]
+        self.output_shapes = {output.name: output.shape for output in self.inner.get_outputs()}
+        """Sizes of the axes by name of the output; an axis of any size has a name or None."""
+        self.outputs = list(self.output_shapes)
         """Names of the outputs, in the order of the graph."""
         self.inputs = [graph_input.name for graph_input in self.inner.get_inputs()]
         """Names of the inputs, in the order of the graph."""
@@ -84,19 +86,22 @@ class TimedSession:
         self.feeds: list[dict[str, np.ndarray]] | None = None
         """A list that the inputs of every call are added to; None: they are not kept."""
 
-    def __call__(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def __call__(
+        self, feed: dict[str, np.ndarray], fetched: Sequence[str] | None = None
+    ) -> list[np.ndarray]:
         """Run the model.
 
         Args:
             feed: Arrays by the name of the input.
+            fetched: Names of the outputs that are wanted; None: all of them.
 
         Returns:
-            Arrays in the order of `outputs`.
+            Arrays in the order of `fetched`.
         """
         if self.feeds is not None:
             self.feeds.append(feed)
         start = time.perf_counter()
-        results: list[np.ndarray] = self.inner.run(self.outputs, feed)
+        results: list[np.ndarray] = self.inner.run(fetched or self.outputs, feed)
         self.seconds += time.perf_counter() - start
         self.calls += 1
         return results

@@ -21,6 +21,13 @@ from mmcompress.runtime.check_values import Rules, require_list, require_whole_n
 from mmcompress.runtime.replay import GenerationTrace
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values, load_tokenizer
+from mmcompress.runtime.token_scores import (
+    ALL_SCORES,
+    BEST_SCORES,
+    BEST_TOKENS,
+    TokenScores,
+    choose_fetched_outputs,
+)
 
 SILENCE = "silence"
 """How a text ended that was never begun, since there was nothing to hear."""
@@ -53,8 +60,22 @@ class TextDecoder:
         self.tokenizer = load_tokenizer(folder / config["tokenizer"])
         self.generation = read_generation(config["generation"])
         self.past_shapes = [(int(heads), int(width)) for heads, width in config["past"]]
+        self.step_outputs = choose_fetched_outputs(
+            self.step_session.outputs,
+            needs_all_scores=self.generation.needs_all_scores or not self._lists_enough_tokens(),
+        )
         self.traces: list[GenerationTrace] = []
         self.replay: Sequence[GenerationTrace] = ()
+
+    def _lists_enough_tokens(self) -> bool:
+        """Return whether the step graph lists as many of the best tokens as a step needs."""
+        shapes = self.step_session.output_shapes
+        if BEST_SCORES not in shapes:
+            return False
+        _, listed_tokens = shapes[BEST_SCORES]
+        _, vocabulary = shapes[ALL_SCORES]
+        needed_tokens = self.generation.count_best_tokens()
+        return bool(listed_tokens == vocabulary or listed_tokens >= needed_tokens)
 
     def __call__(self, context: np.ndarray) -> Values:
         """Write texts for k contexts [k, n, w].
@@ -213,6 +234,8 @@ class _StepModel:
     def __init__(self, decoder: TextDecoder, context: np.ndarray):
         """Compute K and V of cross-attention, or of a prefix, for k contexts [k, n, w]."""
         self.session = decoder.step_session
+        self.outputs = decoder.step_outputs
+        self.lists_best_tokens = BEST_TOKENS in decoder.step_outputs
         self.beams = decoder.generation.beams
         self.past_shapes = decoder.past_shapes
         self.rows = self.beams * len(context)
@@ -250,7 +273,7 @@ class _StepModel:
 
     def take_step(
         self, ids: np.ndarray, position: int, past: list[np.ndarray]
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
+    ) -> tuple[TokenScores, list[np.ndarray]]:
         """Run the model on new tokens; see `runtime.beam_search.DecodeStep`."""
         feed = {"ids": ids, **self.cross_inputs}
         if "position" in self.inputs:  # models with rotary embeddings count the cache instead
@@ -258,8 +281,12 @@ class _StepModel:
         if "mask" in self.inputs:
             feed["mask"] = build_causal_mask(ids.shape[1], past[0].shape[2])
         feed.update(zip(self.past_names, past, strict=True))
-        scores, *new_past = self.session(feed)
-        return scores, new_past
+        results = self.session(feed, self.outputs)
+        if self.lists_best_tokens:
+            values_BK, ids_BK, *new_past = results
+            return TokenScores(values_BK, ids_BK), new_past
+        scores_BV, *new_past = results
+        return TokenScores(scores_BV), new_past
 
 
 def _group_by_shape(windows: Sequence[np.ndarray]) -> list[list[int]]:

@@ -31,6 +31,7 @@ from mmcompress.models.families.decoding import (
     arrange_cache_by_layer,
     build_cache,
     compute_scores,
+    count_best_tokens,
     count_layers,
     find_lead,
     get_layer_index,
@@ -51,6 +52,7 @@ from mmcompress.models.families.generation_settings import (
 )
 from mmcompress.models.families.whisper_start import list_whisper_start
 from mmcompress.models.layouts import find_blocks, normalize_
+from mmcompress.runtime.token_scores import ALL_SCORES
 
 
 def keep_unchanged(lm: nn.Module) -> None:
@@ -340,8 +342,9 @@ class TextDecoder(Model):
             module=Step(self),
             example=(ids, position, mask, *past, *cross),
             inputs=("ids", "position", "mask", *past_names, *cross_names),
-            outputs=("scores", *new_names),
+            outputs=(ALL_SCORES, *new_names),
             dynamic_axes=dynamic_axes,
+            best_tokens=count_best_tokens(self.generation),
         )
 
     def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:

@@ -17,6 +17,8 @@ from mmcompress.models.families.generation_settings import (
     GenerationSettings,
     load_plain_tokenizer,
 )
+from mmcompress.runtime.beam_search import read_generation
+from mmcompress.runtime.token_scores import ALL_SCORES
 
 EXAMPLE_TOKEN = 3
 """A token id for examples: the first one that is no special token in the usual vocabularies."""
@@ -78,7 +80,7 @@ STEP_AXES = {
     "ids": {0: "batch", 1: "step"},
     "position": {0: "step"},
     "mask": {2: "step", 3: "total"},
-    "scores": {0: "batch"},
+    ALL_SCORES: {0: "batch"},
 }
 """Names of the dynamic axes of a decode step, by tensor; cached tensors come on top."""
 
@@ -164,6 +166,12 @@ def find_lead(tokenizer_json: str, prompt: str) -> str:
         if joined_ids[-len(second) :] == second:
             return lead
     return ""
+
+
+def count_best_tokens(settings: GenerationSettings) -> int:
+    """Count the best tokens that a step graph lists; 0 where the rules ask for all scores."""
+    generation = read_generation(settings)
+    return 0 if generation.needs_all_scores else generation.count_best_tokens()
 
 
 def compute_scores(logits_BV: Tensor, settings: GenerationSettings) -> Tensor:

@@ -40,6 +40,7 @@ from mmcompress.models.families.decoding import (
     arrange_cache_by_layer,
     build_cache,
     compute_scores,
+    count_best_tokens,
     count_layers,
     find_lead,
     get_layer_index,
@@ -64,6 +65,7 @@ from mmcompress.models.hub import POOLER, load_library_model
 from mmcompress.models.layouts import find_blocks, normalize_
 from mmcompress.models.tokenizer_files import load_tokenizer_json
 from mmcompress.runtime.beam_search import MASKED_SCORE
+from mmcompress.runtime.token_scores import ALL_SCORES
 
 PROJECTOR_PREFIX = "bridge."
 """Start of the names of a projector's blocks; structures and bundles store it."""
@@ -425,8 +427,9 @@ class PrefixDecoder(Model):
             module=Step(self),
             example=(ids, position, mask, *past),
             inputs=("ids", "position", "mask", *past_names),
-            outputs=("scores", *new_names),
+            outputs=(ALL_SCORES, *new_names),
             dynamic_axes=dynamic_axes,
+            best_tokens=count_best_tokens(self.generation),
         )
 
     def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
