@@ -42,7 +42,7 @@ def validate_command(spec: str, space: str | None, deep: bool, settings: tuple[s
         with name_spec_lines(spec, overrides):
             # The data are looked at first: models take torch, which takes seconds.
             data = open_data(loaded)
-            _check_models(loaded)
+            warnings = _check_models(loaded)
         shortage = describe_shortage(loaded, data)
         for node in loaded.nodes.values():
             texts_file = node.get_option(get_kind(node.kind).list_option, "")
@@ -56,13 +56,18 @@ def validate_command(spec: str, space: str | None, deep: bool, settings: tuple[s
     if deep:
         _check_deeply(spec, space, overrides=overrides)
     if shortage:
-        out.print(f"[yellow]{escape(shortage)}[/yellow]")
+        warnings.append(shortage)
+    for warning in warnings:
+        out.print(f"[yellow]{escape(warning)}[/yellow]")
     out.print(f"[green]{escape(spec)} is valid[/green]", soft_wrap=True)
 
 
-def _check_models(spec: Spec) -> None:
+def _check_models(spec: Spec) -> list[str]:
     """Check every model by its configuration and the headers of its weights, and the readings of
     another device.
+
+    Returns:
+        Sentences on models that can be loaded and hardly fit each other.
 
     Raises:
         DataError: The readings can't be used.
@@ -72,8 +77,14 @@ def _check_models(spec: Spec) -> None:
     check_models = resolve_entry("mmcompress.models.sources:check_models")
     check_prune_options = resolve_entry("mmcompress.workspace.context:check_prune_options")
     load_readings = resolve_entry("mmcompress.workspace.context:load_readings")
-    check_prune_options(spec, check_models(spec))
+    describe_foreign_encoders = resolve_entry(
+        "mmcompress.models.foreign_encoders:describe_foreign_encoders"
+    )
+    models = check_models(spec)
+    check_prune_options(spec, models)
     load_readings(spec)
+    sentences: list[str] = describe_foreign_encoders(spec, models)
+    return sentences
 
 
 def _check_deeply(spec: str, space: str | None, *, overrides: dict[str, Any]) -> None:

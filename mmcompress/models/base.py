@@ -121,6 +121,8 @@ class Model(nn.Module, ABC):
     """The fast tokenizer as JSON, of models that read or write text."""
     vocabulary: int = 0
     """How many token ids there are, of models that read or write text."""
+    has_own_encoder: bool = False
+    """Whether its checkpoint also holds the encoder that it was trained to read."""
     dims: dict[str, int]
     """Widths that must agree across an edge of the pipeline: `embedding` d and `tokens` w that it
     gives, `context` w that it reads."""

@@ -33,6 +33,7 @@ from mmcompress.measure.devices.readings import Readings
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params, count_params_per_unit
 from mmcompress.models.device import CPU, choose_device, place_models
+from mmcompress.models.foreign_encoders import describe_foreign_encoders
 from mmcompress.models.sources import load_models, load_rewind_models, pin_sources
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.registry import PRECISIONS
@@ -363,6 +364,8 @@ def open_run(
         # A checkpoint that can't be rewound to is reported now, not after hours of work.
         load_rewind_models(spec, models)
         check_prune_options(spec, models)
+    for sentence in describe_foreign_encoders(spec, models):
+        on_progress("load", sentence, None)
 
     trim_remote_cache(spec.cache.max_gb)
     models = place_models(models, spec.compute)
@@ -526,6 +529,7 @@ def _select_decisive_options(spec: Spec) -> object:
         spec.search,
         workers=1,
         trials=0,
+        max_trials=0,
         level_switches=0,
         trial_seconds=0.0,
         ray_address=None,

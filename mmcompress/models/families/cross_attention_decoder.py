@@ -157,6 +157,8 @@ class DecoderFamily:
     """Put before every text that the decoder learns: Whisper's words start with a space."""
     decoder_attribute: str = ""
     """Name of the decoder in a composite model; empty if the model is the decoder."""
+    has_encoder: bool = False
+    """Whether its checkpoints also hold the encoder that the decoder was trained to read."""
     prepare_model: Callable[[nn.Module], None] = keep_unchanged
     """Changes the library's model before its blocks are found; most families need no change."""
 
@@ -189,12 +191,14 @@ DECODER_FAMILIES = {
         stack="bert",
         run_decoder=run_causal_decoder,
         decoder_attribute="text_decoder",
+        has_encoder=True,
     ),
     "vision-encoder-decoder": DecoderFamily(
         class_name="VisionEncoderDecoderModel",
         stack="",
         run_decoder=run_causal_decoder,
         decoder_attribute="decoder",
+        has_encoder=True,
     ),
     "whisper": DecoderFamily(
         class_name="WhisperForConditionalGeneration",
@@ -202,11 +206,13 @@ DECODER_FAMILIES = {
         run_decoder=run_whisper_decoder,
         width="d_model",
         text_start=" ",
+        has_encoder=True,
     ),
     "coca": DecoderFamily(
         class_name="",
         stack="layers",
         run_decoder=run_causal_decoder,
+        has_encoder=True,
     ),
     "t5": DecoderFamily(
         class_name="T5ForConditionalGeneration",
@@ -254,6 +260,7 @@ class TextDecoder(Model):
         family.prepare_model(lm)
         self.lm = normalize_(lm)
         self.family = family
+        self.has_own_encoder = family.has_encoder
         self.project = project
         self.tokenizer_json = tokenizer_json
         self.generation = generation
@@ -615,7 +622,11 @@ def assemble_decoder(
         project = getattr(library_model, "enc_to_dec_proj", project)
         if not family.stack:
             inner_family = _find_family(lm.config.model_type)
-            family = replace(inner_family, decoder_attribute=family.decoder_attribute)
+            family = replace(
+                inner_family,
+                decoder_attribute=family.decoder_attribute,
+                has_encoder=family.has_encoder,
+            )
     _remove_encoder(lm)
     request = TextRequest(
         candidates=candidates,

@@ -48,6 +48,7 @@ class FusionEncoderModel(Model):
     """
 
     kind = "fusion_encoder"
+    has_own_encoder = True
     context_tokens = 64
     """Tokens N of the picture; the pipeline that feeds this model sets it."""
 

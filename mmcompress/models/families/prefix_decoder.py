@@ -272,6 +272,7 @@ class PrefixDecoder(Model):
     """
 
     kind = "text_decoder"
+    has_own_encoder = True
     context_tokens = 64
     """Length of the context in tokens; the pipeline that feeds this decoder sets it."""
 
