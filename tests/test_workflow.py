@@ -21,6 +21,7 @@ from mmcompress.graph.blocks import (
     count_steps,
     count_units_after,
 )
+from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.structure import Candidate, measure_removed_share
 from mmcompress.results.records import Attempt, Bound, FreeWriting, Summary, Trial
 from mmcompress.run import run_targets as workflow
@@ -54,7 +55,7 @@ from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.progress import ignore_progress
 from mmcompress.search.build_problem import AIMED_SHARE
 from mmcompress.spec.schema import Limits
-from mmcompress.spec.space import Dimension
+from mmcompress.spec.space import Dimension, Space, find_default_space, load_space
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import _select_decisive_options, open_run
 from mmcompress.workspace.folder import RunFolder
@@ -210,7 +211,6 @@ def test_rounds_of_training_go_on_with_pairs_not_seen_before(
 
 
 def test_another_search_space_is_refused_on_resume(run_folder, tiny, machine):
-    from mmcompress.spec.space import find_default_space
 
     with pytest.raises(DataError, match="another search space"):
         workflow.run(
@@ -542,6 +542,18 @@ def test_a_miss_is_tried_once_more_even_where_one_artifact_is_asked(
     assert first_attempts == [0, 2][:made]
 
 
+@pytest.mark.parametrize(("has_vnni", "factor"), [(True, ROUNDED_FINAL_FACTOR), (False, 1.0)])
+def test_rounded_generators_are_expected_to_be_slower_where_int8_has_instructions(
+    tiny, monkeypatch, has_vnni, factor
+):
+    monkeypatch.setattr("mmcompress.run.next_artifact.multiplies_int8", lambda: has_vnni)
+    spec = load_spec(tiny / "spec.yaml")
+    space = load_space(find_default_space(), spec)
+    assert ArtifactLimits.from_spec(spec, space).expected_factor == factor
+    whole = Space(name="whole", dimensions={})
+    assert ArtifactLimits.from_spec(spec, whole).expected_factor == 1.0
+
+
 def test_what_an_artifact_taught_is_in_the_plan_of_the_next():
     limits = ArtifactLimits(bounds=Limits(params_m=2.0), max_artifacts=3, search_effort=4)
     missed = _judged_artifact(1.02, effort=4, params=2.2e6)
@@ -553,6 +565,12 @@ def test_what_an_artifact_taught_is_in_the_plan_of_the_next():
     assert isinstance(next_step([hopeless], limits), Done)
     # nothing larger was within the target
     assert isinstance(next_step([_judged_artifact(0.9, effort=4, aimed=0.9)], limits), Done)
+    # who bounds the trials asks for no further round, unless the target is missed
+    bounded = replace(limits, bounds_trials=True)
+    faster = _judged_artifact(0.9, effort=4)
+    assert isinstance(next_step([faster], limits), Retry)
+    assert "trials are bounded" in next_step([faster], bounded).reason
+    assert isinstance(next_step([missed], bounded), Retry)
     # an artifact of a shorter search does not count
     one = replace(limits, max_artifacts=1)
     shorter, longer = (_judged_artifact(1.02, effort=effort) for effort in (1, 4))
@@ -1012,7 +1030,8 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         r.goal.compute_p95_ratio(dense.latency_ms),
     )
     # It is expected to take a little more than its structure.
-    expected = replace(predict, correction=ROUNDED_FINAL_FACTOR * predict.correction)
+    factor = ArtifactLimits.from_spec(r.spec, r.space).expected_factor
+    expected = replace(predict, correction=factor * predict.correction)
     p = build_problem(
         r, ev, predictor=replace(expected, p95_ratio=tail), budget_ms=AIMED_SHARE * ms
     )

@@ -29,6 +29,9 @@ REPORTED_CPU_FLAGS = (
 )
 """Instruction sets that decide the speed of inference, as Linux names them."""
 
+INT8_CPU_FLAGS = ("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+"""Those of them that multiply int8."""
+
 IDENTITY_KEYS = (
     "vendor_id",
     "cpu family",
@@ -92,6 +95,12 @@ def describe_cpu() -> dict[str, Any]:
     if quota is not None:
         facts["quota"] = quota
     return facts
+
+
+def multiplies_int8() -> bool:
+    """Return whether this processor has instructions of its own for products of int8."""
+    flags = describe_cpu()["flags"]
+    return any(flag in flags for flag in INT8_CPU_FLAGS)
 
 
 def _read_cpuinfo() -> list[tuple[str, str]]:

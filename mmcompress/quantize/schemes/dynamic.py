@@ -14,6 +14,7 @@ from mmcompress.quantize.base import (
     Precision,
     list_excluded_nodes,
 )
+from mmcompress.runtime.machine import INT8_CPU_FLAGS
 
 INT8 = Precision(
     writer="mmcompress.quantize.schemes.dynamic:write_dynamic",
@@ -27,7 +28,7 @@ INT8_FULL = Precision(
     simulation="mmcompress.quantize.simulation:SIGNED_CHANNELS",
     levels=127,
     # All 8 bits are right only where pairs of products are added in 32 bits.
-    cpu_flags=("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"),
+    cpu_flags=INT8_CPU_FLAGS,
 )
 """int8_full: weights of 8 bits for each output channel, on CPUs that add products in 32 bits."""
 
