@@ -66,6 +66,15 @@ def test_empty_and_equal_answers_are_counted(tiny, texts, empty, alike, is_uninf
     assert told.judged and told.is_uninformative is is_uninformative
 
 
+def test_a_report_without_samples_holds_no_answer_either(tiny):
+    texts = {"captioner": ["my secret"] * 9 + ["b"]}
+    spec = load_spec(tiny / "spec.yaml")
+    assert "my secret" in count_answers(spec, texts)["captioner"].describe()
+    private = load_spec(tiny / "spec.yaml", {"report.samples": "none"})
+    told = count_answers(private, texts)["captioner"]
+    assert told.alike == 9 and "secret" not in told.describe()
+
+
 def test_only_nodes_whose_texts_are_judged_leave_quality_undetermined(tiny):
     spec = load_spec(tiny / "spec.yaml", {"metrics": ["retrieval"]})
     assert not find_judged_answers(spec)

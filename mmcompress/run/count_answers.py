@@ -70,6 +70,9 @@ def count_answers(
         # a text that stands alone is equal to no other
         if most_frequent and most_frequent[0][1] > 1:
             example, alike_count = most_frequent[0]
+        if spec.report.samples == "none":
+            # What is passed on then holds no text of the user's data.
+            example = ""
         counts[node] = AnswerCounts(
             inputs=len(texts),
             empty=len(texts) - frequencies.total(),
