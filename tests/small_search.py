@@ -105,6 +105,7 @@ def make_inputs(
     evaluate=evaluate_units,
     trials=10,
     mutations=6,
+    max_results=0,
     executor=None,
     workers=1,
     retries=0,
@@ -120,7 +121,11 @@ def make_inputs(
         starts=starts,
         seeds=[("knapsack", c) for c in seeds],
         effort=SearchEffort(
-            trials=trials, level_switches=mutations, workers=workers, retries=retries
+            trials=trials,
+            level_switches=mutations,
+            max_results=max_results,
+            workers=workers,
+            retries=retries,
         ),
         seed=0,
         sampler=sampler,

@@ -244,6 +244,26 @@ def test_going_on_keeps_what_was_finished(tmp_path):
     assert "RUNNING" not in states and states.count("FAIL") == 1
 
 
+def test_a_bound_of_trials_holds_for_all_rounds_together(tmp_path):
+    seed = Candidate(kept_units=KEPT, precision=dict.fromkeys(BLOCKS, "int8"))
+    first = go(tmp_path / "j", trials=4, mutations=4, max_results=6, seeds=[seed])
+    assert len(first) == 6
+    # another round asks for more, and going on finds everything done
+    assert len(go(tmp_path / "j", trials=9, mutations=9, max_results=6)) == 6
+    assert len(go(tmp_path / "j", trials=9, mutations=9, max_results=8)) == 8
+
+
+def test_a_bound_of_trials_leaves_one_where_nothing_is_within_the_budget(tmp_path):
+    units = {n: {b.name: b.units for b in blocks} for n, blocks in BLOCKS.items()}
+    whole = Candidate(kept_units=units, precision=dict.fromkeys(BLOCKS, "fp32"))
+    assert PREDICT(whole) > problem().budget_ms
+    first = go(tmp_path / "j", trials=4, mutations=0, max_results=1, seeds=[whole])
+    assert [trial.origin for trial in first] == ["knapsack"]
+    second = go(tmp_path / "j", trials=4, mutations=0, max_results=1)
+    assert [trial.origin for trial in second] == ["knapsack", "sampler"]
+    assert len(go(tmp_path / "j", trials=4, mutations=0, max_results=1)) == 2
+
+
 def test_a_driver_that_is_killed_leaves_no_trial_running(tmp_path):
     """Only finished trials are written, each at once and with its constraint."""
     seen = []

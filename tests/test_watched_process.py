@@ -100,6 +100,44 @@ def test_signals_reach_the_child_once(number):
         assert process.wait(timeout=20) == 7
 
 
+def test_a_second_interruption_ends_the_child_at_once():
+    wait = "print(os.getpid(), flush=True); time.sleep(60)"
+    body = f"signal.signal(signal.SIGINT, lambda *_: print('busy', flush=True)); {wait}; time.sleep(60)"
+    with start_watched(body) as process:
+        child = int(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "busy\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        assert process.stderr.read().endswith(
+            "interrupted at once; go on with: mmcompress run 'a b.yaml' --resume\n"
+        )
+    assert is_gone_within(20, child)
+
+
+def test_a_process_that_cleans_up_for_long_ends_at_the_second_interruption():
+    code = """
+import time
+from mmcompress.cli.lazy_group import stop_on_interruptions
+with stop_on_interruptions("the last words"):
+    print("up", flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        print("cleaning", flush=True)
+        time.sleep(60)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "up\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "cleaning\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 130
+        assert process.stderr.read() == "\nstopping; Ctrl-C again ends it at once\nthe last words\n"
+
+
 def is_gone_within(seconds, process_id):
     """Return whether a process ends in time; one that does not is ended."""
     give_up_at = time.monotonic() + seconds

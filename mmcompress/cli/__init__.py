@@ -24,6 +24,7 @@ COMMANDS = {
         target="mmcompress.cli.run:run_command",
         about="Compress a pipeline to its latency target.",
         is_resumable=True,
+        puts_away=True,
     ),
     "init": CommandRow(
         target="mmcompress.cli.init:init_command",
@@ -45,6 +46,7 @@ COMMANDS = {
         target="mmcompress.cli.profile:profile_command",
         about="Measure the dense pipeline: every node and block, with its modality.",
         is_resumable=True,
+        puts_away=True,
     ),
     "watch": CommandRow(
         target="mmcompress.cli.watch:watch_command",
@@ -66,11 +68,13 @@ COMMANDS = {
         target="mmcompress.cli.compare:compare_command",
         about="Compare the search with other methods at equal latency.",
         is_resumable=True,
+        puts_away=True,
     ),
     "ablate": CommandRow(
         target="mmcompress.cli.ablate:ablate_command",
         about="Measure what each part of the recipe brings.",
         is_resumable=True,
+        puts_away=True,
     ),
     "predict": CommandRow(
         target="mmcompress.cli.predict:predict_command",

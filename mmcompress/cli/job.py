@@ -10,8 +10,8 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import err, out
-from mmcompress.cli.lazy_group import INTERRUPTED_EXIT_CODE
 from mmcompress.cli.options import LocalPath, address_option
+from mmcompress.cli.watched_process import INTERRUPTED_EXIT_CODE
 from mmcompress.registry import resolve_entry
 
 JOBS = "mmcompress.search.jobs"

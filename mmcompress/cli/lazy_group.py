@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -20,12 +21,15 @@ from rich.markup import escape
 
 from mmcompress.cli.console import err
 from mmcompress.cli.program_name import make_resume_line
-from mmcompress.cli.watched_process import is_watched, run_watched, tell_watcher
+from mmcompress.cli.watched_process import (
+    AT_ONCE,
+    INTERRUPTED_EXIT_CODE,
+    is_watched,
+    run_watched,
+    tell_watcher,
+)
 from mmcompress.errors import MmcompressError, find_disk_error
 from mmcompress.registry import name_missing_packages, resolve_entry
-
-INTERRUPTED_EXIT_CODE = 130
-"""Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 
 TERMINATED_EXIT_CODE = 143
 """Exit code after SIGTERM, which `kill` and batch systems send."""
@@ -36,6 +40,13 @@ DEBUG_FLAG = "--debug"
 
 UNEXPECTED_EXIT_CODE = 1
 """Exit code after an error that this project did not foresee."""
+
+
+STOPPING_MESSAGE = "stopping; Ctrl-C again ends it at once"
+"""What the first Ctrl-C tells."""
+
+STDERR_DESCRIPTOR = 2
+"""Number of the stream of errors. A handler of signals writes to it without a lock."""
 
 
 class TerminationRequested(KeyboardInterrupt):
@@ -52,6 +63,8 @@ class CommandRow:
     """Its line in the help of the group."""
     is_resumable: bool = False
     """Whether it has the flag `--resume`. An interruption must not import the command to see."""
+    puts_away: bool = False
+    """Whether it puts away what it does when it is interrupted. A second Ctrl-C ends it at once."""
 
 
 class LazyGroup(click.Group):
@@ -118,7 +131,7 @@ class LazyGroup(click.Group):
         warnings.showwarning = _show_warning
         try:
             # Libraries import packages late too: Optuna's Gaussian process meets scipy at work.
-            with name_missing_packages(), stop_on_sigterm():
+            with name_missing_packages(), stop_on_sigterm(), self._stop_on_interruptions():
                 return super().invoke(context)
         except MmcompressError as error:
             self._exit_with(error, context)
@@ -141,6 +154,20 @@ class LazyGroup(click.Group):
             raise
         except Exception as error:
             self._exit_with_unexpected(error, context)
+
+    def _stop_on_interruptions(self) -> AbstractContextManager[None]:
+        """Return a context in which a second Ctrl-C ends a command that puts things away."""
+        row = self._find_called_row()
+        if row is None or not row.puts_away:
+            return nullcontext()
+        return stop_on_interruptions(f"{AT_ONCE}{self._describe_resumption()}")
+
+    def _find_called_row(self) -> CommandRow | None:
+        """Return the row of the command that runs; None where the line names none."""
+        for argument in self.arguments:
+            if argument in self.commands_by_name:
+                return self.commands_by_name[argument]
+        return None
 
     def _exit_with(self, error: MmcompressError, context: click.Context) -> None:
         """Tell an error in one message and end with its exit code."""
@@ -175,10 +202,7 @@ class LazyGroup(click.Group):
         Args:
             flags: Flags of the program that the line has on top.
         """
-        name = next(
-            (argument for argument in self.arguments if argument in self.commands_by_name), ""
-        )
-        row = self.commands_by_name.get(name)
+        row = self._find_called_row()
         if row is None or not row.is_resumable:
             return ""
         return f"; go on with: {make_resume_line(self.arguments, flags=flags)}"
@@ -202,6 +226,35 @@ def stop_on_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, handler_before)
+
+
+@contextmanager
+def stop_on_interruptions(last_words: str) -> Iterator[None]:
+    """Raise `KeyboardInterrupt` in the block after Ctrl-C; end the process after a second one.
+
+    Args:
+        last_words: What is told then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    is_stopping = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal is_stopping
+        if is_stopping:
+            # What is cleaned up now may hold any lock: nothing but the system is asked.
+            os.write(STDERR_DESCRIPTOR, f"{last_words}\n".encode())
+            os._exit(INTERRUPTED_EXIT_CODE)
+        is_stopping = True
+        os.write(STDERR_DESCRIPTOR, f"\n{STOPPING_MESSAGE}\n".encode())
+        raise KeyboardInterrupt
+
+    handler_before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler_before)
 
 
 def _raise_termination(number: int, frame: FrameType | None) -> None:

@@ -63,7 +63,11 @@ RUN_OPTIONS = (
         type=click.Choice(["quick", "normal", "best"]),
         help="How much is searched, trained and measured; --set still wins.",
     ),
-    click.option("--trials", type=int, help="Trials of the search."),
+    click.option(
+        "--trials",
+        type=int,
+        help="Trials of all rounds of the search together (search.trials and search.max_trials).",
+    ),
     click.option(
         "--workers",
         type=int,
@@ -126,6 +130,8 @@ def collect_overrides(settings: tuple[str, ...], **options: Any) -> dict[str, An
     for option, key in SHORT_FORMS.items():
         if options.get(option) is not None:
             overrides[key] = options[option]
+    if "search.trials" in overrides:
+        overrides["search.max_trials"] = overrides["search.trials"]
     if overrides.get("search.workers") == 0:
         overrides |= {"search.workers": 1, "search.executor": "inline"}
     return overrides | parse_settings(settings)

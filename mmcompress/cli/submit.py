@@ -10,9 +10,9 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import err
-from mmcompress.cli.lazy_group import INTERRUPTED_EXIT_CODE
 from mmcompress.cli.options import LocalPath, add_run_options, address_option, collect_overrides
 from mmcompress.cli.program_name import name_program
+from mmcompress.cli.watched_process import INTERRUPTED_EXIT_CODE
 from mmcompress.graph.load_spec import load_document, load_spec
 from mmcompress.registry import resolve_entry
 from mmcompress.runtime.addresses import hide_password

@@ -30,6 +30,12 @@ PIPES_VARIABLE = "MMCOMPRESS_WATCHED"
 ENDED = "ended "
 """What a child writes when it ends by itself, before its exit code."""
 
+INTERRUPTED_EXIT_CODE = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
+
+AT_ONCE = "interrupted at once"
+"""How the message begins that a second Ctrl-C tells."""
+
 FORWARDED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that are meant for the command. The child has a process group of its own."""
 
@@ -91,13 +97,18 @@ def run_watched(arguments: Sequence[str], *, flags: Sequence[str] = ()) -> int:
     )
     os.close(parent_lives[0])
     os.close(child_lives[1])
-    with _forward_signals(child):
+    forwarder = SignalForwarder(child)
+    with forwarder.forward_all():
         code = child.wait()
     with os.fdopen(child_lives[0], "rb") as pipe:
         told = pipe.read().decode()
     os.close(parent_lives[1])
     if told.startswith(ENDED):
         return int(told.removeprefix(ENDED))
+    if forwarder.interruptions > 1:
+        line = make_resume_line(arguments)
+        print(f"{AT_ONCE}; go on with: {line}", file=sys.stderr, flush=True)
+        return INTERRUPTED_EXIT_CODE
     print(
         f"the process of the run died ({_describe_death(code)}); nothing that was finished is lost;"
         f" go on with: {make_resume_line(arguments)}",
@@ -107,19 +118,34 @@ def run_watched(arguments: Sequence[str], *, flags: Sequence[str] = ()) -> int:
     return DIED_EXIT_CODE
 
 
-@contextmanager
-def _forward_signals(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Send signals on to a child while it runs."""
+class SignalForwarder:
+    """Sends signals on to a child while it runs. The second Ctrl-C ends the child at once."""
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        child.send_signal(number)
+    def __init__(self, child: subprocess.Popen[bytes]):
+        self.child = child
+        self.interruptions = 0
+        """How often Ctrl-C was pressed."""
 
-    handlers = {number: signal.signal(number, forward) for number in FORWARDED_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        """Send one signal on."""
+        if number == signal.SIGINT:
+            self.interruptions += 1
+        if self.interruptions > 1:
+            # Processes of Ray that the child has started end with it.
+            with suppress(ProcessLookupError):
+                os.killpg(self.child.pid, signal.SIGKILL)
+            return
+        self.child.send_signal(number)
+
+    @contextmanager
+    def forward_all(self) -> Iterator[None]:
+        """Send every signal on inside the context."""
+        handlers = {number: signal.signal(number, self._forward) for number in FORWARDED_SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _describe_death(code: int) -> str:

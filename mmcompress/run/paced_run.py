@@ -346,9 +346,14 @@ def _list_target_folders(run: RunContext) -> list[RunFolder]:
 def _list_wanted_work(spec: Spec, policy: RunPolicy) -> RoundWork:
     """Return the work that a spec and a policy ask for."""
     max_parts = policy.measuring.max_parts if policy.measuring else spec.measure.max_parts
+    trials = spec.search.trials
+    level_switches = spec.search.level_switches
+    if spec.search.max_trials:
+        trials = min(trials, spec.search.max_trials)
+        level_switches = min(level_switches, spec.search.max_trials - trials)
     return RoundWork(
-        trials=spec.search.trials,
-        level_switches=spec.search.level_switches,
+        trials=trials,
+        level_switches=level_switches,
         linearization_rounds=spec.search.linearization_rounds,
         short_finetunings=spec.search.short_finetunings,
         attempts=policy.fit.max_attempts,

@@ -32,6 +32,7 @@ NO_EFFECT = (
     "measure.max_parts",
     "measure.memory",
     "search.trials",
+    "search.max_trials",
     "search.level_switches",
     "search.linearization_rounds",
     "search.sampler",

@@ -295,6 +295,7 @@ def _plan_effort(spec: Spec, evaluator: TrialEvaluator, *, attempt: int) -> Sear
         level_switches=(
             spec.search.level_switches + min(EXTRA_TRIALS, spec.search.level_switches) * attempt
         ),
+        max_results=spec.search.max_trials,
         workers=evaluator.workers,
         retries=spec.search.retries,
         batch=spec.search.batch,

@@ -90,6 +90,9 @@ class SearchEffort:
     """Proposals of the sampler."""
     level_switches: int
     """Neighbours of the best trial, after the proposals."""
+    max_results: int = 0
+    """Results of any origin in the study. Where none is within the budget, a session adds one
+    in any case. 0: no bound."""
     workers: int = 1
     """Candidates evaluated at a time."""
     retries: int = 0
@@ -349,9 +352,21 @@ class SearchSession:
         self.progress = inputs.progress
         self.sampled = journal.count_tries(SAMPLER_ORIGIN)
         self.switched = journal.count_tries(LEVEL_SWITCH_ORIGIN)
-        self.seeds_left = self._list_unknown_seeds()
+        seeds = self._list_unknown_seeds()
         samples_left = max(effort.trials - self.sampled, 0)
         switches_left = max(effort.level_switches - self.switched, 0)
+        room = len(seeds) + samples_left + switches_left
+        if effort.max_results:
+            # A budget that has moved may leave nothing within it: one more finds something.
+            least = 0 if journal.best_trial else 1
+            room = min(room, max(effort.max_results - journal.result_count, least))
+        self.seeds_left = seeds[:room]
+        samples_left = min(samples_left, room - len(self.seeds_left))
+        switches_left = min(switches_left, room - len(self.seeds_left) - samples_left)
+        self.max_samples = self.sampled + samples_left
+        """Proposals of the sampler, those of earlier sessions included."""
+        self.max_switches = self.switched + switches_left
+        """Level switches, those of earlier sessions included."""
         self.total = max(1, len(self.seeds_left) + samples_left + switches_left)
         self.plan = describe_plan(len(self.seeds_left), samples_left, switches=switches_left)
         # A resumed search must not draw the level switches of its first session again.
@@ -450,21 +465,21 @@ class SearchSession:
         if self.seeds_left:
             origin, candidate = self.seeds_left.pop(0)
             return self._make_proposal(origin, candidate)
-        if self.sampled < self.effort.trials:
+        if self.sampled < self.max_samples:
             self.sampled += 1
             proposal = self._sample_unknown()
             if proposal is not None:
                 return proposal
             # The sampler knows no other structure: do not ask again.
-            self.sampled = self.effort.trials
-        if self.switched >= self.effort.level_switches or self._awaits_other_origins():
+            self.sampled = self.max_samples
+        if self.switched >= self.max_switches or self._awaits_other_origins():
             return None
         candidate_or_none = switch_levels(
             self.problem, self.journal.best_trial, seen_keys=self._list_known_keys(), rng=self.rng
         )
         if candidate_or_none is None:
             # No neighbour is left: do not look again.
-            self.switched = self.effort.level_switches
+            self.switched = self.max_switches
             return None
         self.switched += 1
         return self._make_proposal(LEVEL_SWITCH_ORIGIN, candidate_or_none)

@@ -452,6 +452,10 @@ class Search:
     trials: Annotated[int, Field(ge=0, le=100_000)] = 40
     """Proposals of the sampler. Splits of the budget, and what is evaluated for them, come on
     top."""
+    max_trials: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Trials of all rounds together, splits and exchanges included; 0: no bound. A budget that
+    measuring has corrected still gets one. With a bound, an artifact that is faster than asked is
+    not made again. `--trials N` sets it with `trials`."""
     level_switches: Annotated[int, Field(ge=0, le=100_000)] = 16
     """Exchanges of units between blocks of the best structures, after the proposals (EvoPress)."""
     linearization_rounds: Annotated[int, Field(ge=0, le=100)] = 4
