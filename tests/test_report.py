@@ -26,13 +26,16 @@ from mmcompress.report.charts.front import draw_front
 from mmcompress.report.charts.node_bars import draw_node_bars
 from mmcompress.report.charts.prediction import draw_prediction
 from mmcompress.report.charts.quality_bars import draw_quality_bars
+from mmcompress.report.charts.search_history import draw_search_history
 from mmcompress.report.charts.structure_map import CELLS_PER_ROW, draw_structure_map
 from mmcompress.report.charts.trials import draw_trials
-from mmcompress.report.charts.vega import PAGE_WIDTH
+from mmcompress.report.charts.vega import PAGE_WIDTH, SOFT_INK
 from mmcompress.report.comparison_pages import write_ablation, write_comparison, write_front
 from mmcompress.report.fill_templates import TEMPLATE_FOLDER
 from mmcompress.report.formats import count_noun, format_count, format_percent, keep_together
+from mmcompress.report.node_shares import list_node_shares
 from mmcompress.report.page import write_report
+from mmcompress.report.trial_rows import list_front_trials
 from mmcompress.results.claims import ClaimResult
 from mmcompress.results.records import Target
 from mmcompress.stats import Latency, Quality
@@ -72,6 +75,11 @@ def list_titles(root: ElementTree.Element) -> list[str]:
 def list_marks(root: ElementTree.Element, kind: str) -> list[ElementTree.Element]:
     """List the marks of a kind that describe themselves, as a screen reader calls the kind."""
     return [e for e in root.iter() if e.attrib.get("aria-roledescription") == kind]
+
+
+def count_lines(root: ElementTree.Element) -> int:
+    """Count the lines that trials are joined by."""
+    return sum("mark-line" in element.attrib.get("class", "") for element in root.iter())
 
 
 class TagBalance(HTMLParser):
@@ -201,7 +209,62 @@ def test_the_chosen_trial_is_ringed_once():
     root = read_chart(draw_trials(make_summary()))
     assert len([t for t in list_titles(root) if t.startswith("chosen: trial ")]) == 1
     colors = [circle.attrib["fill"] for circle in list_marks(root, "circle")]
-    assert colors.count("#4c78a8") == 2 and colors.count("#f58518") == 1
+    # The level switch is over the target.
+    assert colors.count("#4c78a8") == 2 and colors.count(SOFT_INK) == 1
+
+
+def test_trials_over_the_target_stand_back_and_the_front_is_a_line():
+    trials = (
+        make_trial(0, latency_ms=4.0, loss=0.4),
+        make_trial(1, latency_ms=4.5, loss=0.5),  # beaten by the first
+        make_trial(2, latency_ms=4.9, loss=0.2, origin="mutation"),
+        make_trial(3, latency_ms=5.2, loss=0.1),  # the target is 5 ms
+    )
+    assert [trial.number for trial in list_front_trials(trials)] == [0, 2, 3]
+    root = read_chart(draw_trials(make_summary(trials=trials)))
+    colors = [circle.attrib["fill"] for circle in list_marks(root, "circle")]
+    assert [colors.count(color) for color in ("#4c78a8", "#f58518", SOFT_INK)] == [2, 1, 1]
+    assert count_lines(root) == 1
+
+
+def test_the_history_tells_the_best_loss_within_the_target_so_far():
+    trials = tuple(
+        make_trial(i, latency_ms=ms, loss=loss)
+        for i, (ms, loss) in enumerate([(4.0, 0.4), (5.2, 0.1), (4.9, 0.2), (4.8, math.inf)])
+    )
+    root = read_chart(draw_search_history(make_summary(trials=trials)))
+    circles = list_marks(root, "circle")
+    assert [circle.attrib["fill"] for circle in circles].count(SOFT_INK) == 1
+    titles = list_titles(root)
+    assert "trial 3: loss 0.200, 4.90 ms" in titles
+    assert count_lines(root) == 1
+    assert draw_search_history(make_summary(trials=trials[:2])) == ""
+
+
+def test_what_each_node_gave_up_adds_up():
+    summary = make_summary()
+    shares = {share.node: share for share in list_node_shares(summary)}
+    assert sum(share.dense_share for share in shares.values()) == pytest.approx(1)
+    assert sum(share.saved_share for share in shares.values()) == pytest.approx(1)
+    before = summary.baseline.nodes["captioner"].latency_ms_p50
+    after = summary.compressed.nodes["captioner"].latency_ms_p50
+    assert shares["captioner"].latency_ratio == pytest.approx(after / before)
+    assert "int8 in place of fp32" in shares["captioner"].reason
+    assert "cross-modal layers were spared (10% of their units, of others 50%)" in (
+        shares["captioner"].reason
+    )
+
+
+def test_markdown_tells_what_the_page_tells(tmp_path):
+    summary = make_summary(latency_margin=0.02)
+    page = write_report(summary, tmp_path)
+    text = page.with_suffix(".md").read_text()
+    assert f"| speedup, end to end | 1.00× | {summary.speedup:.2f}× ± 2.0 % |" in text
+    for heading in ("Front of the search", "Why a layer counts as cross-modal", "Proofs"):
+        assert f"## {heading}" in text
+    for proof in summary.proofs:
+        assert f"| {proof.name} | {proof.artifact} | {proof.node} |" in text
+    assert summary.cpu["name"] in text and f"Seed {summary.seed}" in text
 
 
 @pytest.mark.parametrize(

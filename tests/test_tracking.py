@@ -20,6 +20,7 @@ from made_summary import make_summary
 from mmcompress.cli import main
 from mmcompress.errors import SpecError, TrackingError
 from mmcompress.report.trackers.base import open_tracker
+from mmcompress.run import run_targets as workflow
 from mmcompress.runtime.addresses import hide_password
 from mmcompress.storage import write_record
 from mmcompress.workspace.folder import RunFolder
@@ -76,7 +77,7 @@ class Gone:
 
 
 def test_a_server_that_goes_away_costs_no_result(monkeypatch, tmp_path):
-    monkeypatch.setattr("mmcompress.run.run_targets.run_targets", lambda *a, **o: [make_summary()])
+    monkeypatch.setattr(workflow, "run_targets", lambda *a, **o: [make_summary()])
     monkeypatch.setattr("mmcompress.cli.run.open_tracker", lambda address: Gone())
     command = ["run", SHIPPED_SPEC, "--out", str(tmp_path / "r"), "--track", "mlflow:http://x"]
     done = CliRunner().invoke(main, command)

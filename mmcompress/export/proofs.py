@@ -96,6 +96,16 @@ def require_proofs(proofs: list[Proof]) -> list[Proof]:
     return proofs
 
 
+def label_proofs(proofs: Sequence[Proof], artifact: str) -> list[Proof]:
+    """Return proofs that say what they are of.
+
+    Args:
+        proofs: The proofs.
+        artifact: What is proved: the dense pipeline, the compressed one, or a random cut.
+    """
+    return [replace(proof, artifact=artifact) for proof in proofs]
+
+
 def make_proof(name: str, node: str, *, difference: float, bound: float, detail: str = "") -> Proof:
     """Return a proof that holds if the difference is not above the bound.
 

@@ -9,10 +9,13 @@ from mmcompress.report.bundle_card import write_bundle_card
 from mmcompress.report.charts.node_bars import draw_node_bars
 from mmcompress.report.charts.prediction import draw_prediction
 from mmcompress.report.charts.quality_bars import draw_quality_bars
+from mmcompress.report.charts.search_history import draw_search_history
 from mmcompress.report.charts.structure_map import draw_structure_map
 from mmcompress.report.charts.trials import draw_trials
 from mmcompress.report.charts.waveform import draw_waveform
 from mmcompress.report.fill_templates import write_pages
+from mmcompress.report.node_shares import list_node_shares
+from mmcompress.report.trial_rows import list_front_trials
 from mmcompress.results.records import Prediction, Summary
 from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RunFolder
@@ -44,6 +47,8 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
         summary=summary,
         charts=_draw_charts(summary, prediction),
         prediction=prediction,
+        node_shares=list_node_shares(summary),
+        front_trials=list_front_trials(summary.trials),
         waveforms=[draw_waveform(sample.shown.peaks) for sample in summary.samples],
         effort_note=EFFORT_NOTES.get(summary.settings.get("effort", ""), ""),
     )
@@ -57,6 +62,7 @@ def _draw_charts(summary: Summary, prediction: Prediction | None) -> dict[str, s
         "nodes": draw_node_bars(summary),
         "structure": draw_structure_map(summary),
         "trials": draw_trials(summary),
+        "history": draw_search_history(summary),
         "quality": draw_quality_bars(summary.baseline.quality, summary.compressed.quality),
         "attempts": "",
         "prediction": "",

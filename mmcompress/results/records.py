@@ -28,6 +28,8 @@ class Proof:
     """Whether the difference stayed within the bound."""
     detail: str = ""
     """Which graph or which input it was, when there are several."""
+    artifact: str = ""
+    """What is proved: the dense pipeline, the compressed one, or a random cut."""
 
 
 SHOWN_CHARACTERS = 40
@@ -87,6 +89,15 @@ class Bound:
 LEVEL_SWITCH_ORIGIN = "mutation"
 """`Trial.origin` of a candidate that switches one level of the best; journals hold this word."""
 
+ORIGIN_NAMES = {
+    "sampler": "proposed by the sampler",
+    "knapsack": "split of the budget",
+    LEVEL_SWITCH_ORIGIN: "level switch of the best structure",
+    "filled": "grown up to the budget",
+    "adjusted": "adjusted to the budget",
+}
+"""Origins of trials, for a person."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -110,6 +121,11 @@ class Trial:
     """Seconds that a worker took."""
     worker: str = ""
     """The worker, as host and process."""
+
+    @property
+    def origin_name(self) -> str:
+        """Where the candidate comes from, for a person."""
+        return ORIGIN_NAMES.get(self.origin, self.origin)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -52,11 +52,11 @@ def _explain_proposal(trial: Trial, short_losses: Sequence[float]) -> str:
     if not ranked or trial.loss != ranked[0]:
         return (
             f"Of the structures within the target, it has the least loss before training "
-            f"({trial.loss:.3f}; {trial.origin})."
+            f"({trial.loss:.3f}; {trial.origin_name})."
         )
     sentence = (
         "Losses before training say little here, so the best structures were trained for a short "
-        f"while. It ended with the least loss ({trial.loss:.3f}; {trial.origin})"
+        f"while. It ended with the least loss ({trial.loss:.3f}; {trial.origin_name})"
     )
     if len(ranked) > 1:
         return f"{sentence}, the next one with {ranked[1]:.3f}."

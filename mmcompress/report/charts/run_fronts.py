@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import altair
@@ -15,6 +14,7 @@ from mmcompress.report.charts.vega import (
     make_chart,
     render_chart,
 )
+from mmcompress.report.trial_rows import list_front_trials
 from mmcompress.results.records import Summary
 
 FRONTS_HEIGHT = 340
@@ -27,16 +27,8 @@ FrontPoint = tuple[float, float]
 def list_front(summary: Summary) -> list[FrontPoint]:
     """List the trials that no other one beats: (latency / dense latency, loss), fastest first."""
     dense_ms = summary.baseline.latency_ms.p50
-    points = sorted(
-        (trial.latency_ms / dense_ms, trial.loss)
-        for trial in summary.trials
-        if math.isfinite(trial.loss)
-    )
-    front: list[FrontPoint] = []
-    for share, loss in points:
-        if not front or loss < front[-1][1]:
-            front.append((share, loss))
-    return front
+    front = list_front_trials(summary.trials)
+    return [(trial.latency_ms / dense_ms, trial.loss) for trial in front]
 
 
 def draw_run_fronts(runs: Mapping[str, Summary]) -> str:

@@ -8,6 +8,7 @@ import altair
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.report.charts.vega import (
+    SOFT_INK,
     TARGET_COLOR,
     Row,
     choose_color,
@@ -17,13 +18,11 @@ from mmcompress.report.charts.vega import (
     make_chart,
     render_chart,
 )
+from mmcompress.report.trial_rows import find_loss_range, list_front_trials
 from mmcompress.results.records import LEVEL_SWITCH_ORIGIN, Summary, Trial
 
 TRIALS_HEIGHT = 330
 """Pixels of height."""
-
-SHOWN_SHARE = 0.9
-"""Share of the losses that the axis holds; higher ones are drawn at its upper end."""
 
 SAMPLED_NAME = "sampler or split of the budget"
 """Series of the trials that the search proposed."""
@@ -31,12 +30,18 @@ SAMPLED_NAME = "sampler or split of the budget"
 SWITCHED_NAME = "level switch of the best structure"
 """Series of the trials next to the best one."""
 
+INFEASIBLE_NAME = "over the target"
+"""Series of the trials that are predicted to miss the target."""
+
 
 def draw_trials(summary: Summary) -> str:
-    """Draw a circle for each trial; the chosen one is ringed. Nothing when there are no trials."""
+    """Draw a circle for each trial, and a line along those that no other one beats.
+
+    The chosen one is ringed. Nothing when there are no trials.
+    """
     if not summary.trials:
         return ""
-    lowest, highest = _find_loss_range(summary.trials)
+    lowest, highest = find_loss_range(summary.trials)
     latencies = [trial.latency_ms for trial in summary.trials] + [summary.target.latency_ms]
     x = altair.X(
         "latency:Q",
@@ -50,22 +55,32 @@ def draw_trials(summary: Summary) -> str:
         title="loss",
         scale=altair.Scale(domain=[0.95 * lowest, 1.05 * highest], nice=False, zero=False),
     )
-    rows = [_make_row(trial, highest) for trial in summary.trials]
+    limit_ms = summary.target.latency_ms
+    rows = [_make_row(trial, highest, limit_ms=limit_ms) for trial in summary.trials]
     color = altair.Color(
         "origin:N",
         sort=None,
         scale=altair.Scale(
-            domain=[SAMPLED_NAME, SWITCHED_NAME], range=[choose_color(0), choose_color(1)]
+            domain=[SAMPLED_NAME, SWITCHED_NAME, INFEASIBLE_NAME],
+            range=[choose_color(0), choose_color(1), SOFT_INK],
         ),
     )
     circles = make_chart(rows).mark_circle(size=60, opacity=0.8)
+    front = [
+        _make_row(trial, highest, limit_ms=limit_ms)
+        for trial in list_front_trials(summary.trials)
+        if trial.loss <= highest
+    ]
     layers = [
+        make_chart(front)
+        .mark_line(interpolate="step-after", color=SOFT_INK, strokeWidth=1.2, aria=False)
+        .encode(x=x, y=y),
         circles.encode(x=x, y=y, color=color, description="description:N"),
         *draw_target_line(summary.target.latency_ms, text="target"),
     ]
     chosen = _find_chosen_trial(summary)
     if chosen is not None:
-        ring = make_chart([_make_row(chosen, highest)])
+        ring = make_chart([_make_row(chosen, highest, limit_ms=limit_ms)])
         layers.append(
             ring.mark_point(size=220, color=TARGET_COLOR, strokeWidth=2).encode(
                 x=x, y=y, description="ring:N"
@@ -75,25 +90,18 @@ def draw_trials(summary: Summary) -> str:
     return render_chart(chart, label="trials of the search")
 
 
-def _find_loss_range(trials: tuple[Trial, ...]) -> tuple[float, float]:
-    """Return the lowest loss, and the highest one but for the worst trials."""
-    losses = sorted(trial.loss for trial in trials if math.isfinite(trial.loss))
-    if not losses:
-        return 0.0, 1.0
-    highest = losses[min(len(losses) - 1, int(len(losses) * SHOWN_SHARE))]
-    return losses[0], highest if highest > 0 else 1.0
-
-
-def _make_row(trial: Trial, highest: float) -> Row:
+def _make_row(trial: Trial, highest: float, *, limit_ms: float) -> Row:
     """Return the row of a trial; it lies at the upper end where its loss is higher or no number."""
     loss = min(trial.loss, highest) if math.isfinite(trial.loss) else highest
-    is_switched = trial.origin == LEVEL_SWITCH_ORIGIN
+    series = SWITCHED_NAME if trial.origin == LEVEL_SWITCH_ORIGIN else SAMPLED_NAME
+    if trial.latency_ms > limit_ms:
+        series = INFEASIBLE_NAME
     figures = f"{trial.latency_ms:.2f} ms, loss {trial.loss:.3f}"
     return {
         "latency": trial.latency_ms,
         "loss": loss,
-        "origin": SWITCHED_NAME if is_switched else SAMPLED_NAME,
-        "description": f"trial {trial.number} ({trial.origin}): {figures}",
+        "origin": series,
+        "description": f"trial {trial.number} ({trial.origin_name}): {figures}",
         "ring": f"chosen: trial {trial.number}",
     }
 

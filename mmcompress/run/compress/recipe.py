@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mmcompress.export.proofs import prove_surgery, require_proofs
+from mmcompress.export.proofs import label_proofs, prove_surgery, require_proofs
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.references import count_decode_steps, count_texts_per_request
 from mmcompress.graph.structure import Candidate
@@ -48,6 +48,15 @@ from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
 from mmcompress.storage import hold_room
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
+
+DENSE_ARTIFACT = "dense"
+"""`Proof.artifact` of the pipeline before it is cut."""
+
+COMPRESSED_ARTIFACT = "compressed"
+"""`Proof.artifact` of what was made of it."""
+
+RANDOM_ARTIFACT = "a random cut"
+"""`Proof.artifact` of a structure that is drawn to prove the cutting itself."""
 
 MAX_PROOF_PAIRS = 16
 """Training pairs at most that surgery is proved on."""
@@ -103,10 +112,13 @@ def compress_pipeline(
     if not _has_equal_survivors(planned_units, trained.survivors):
         # Rounds of pruning and training choose units anew.
         proofs = _prove_structures(run, trained.survivors)
-    proofs += _write_proved_bundle(run, sensitivity, candidate=candidate, models=trained.models)
+    bundle_proofs = _write_proved_bundle(
+        run, sensitivity, candidate=candidate, models=trained.models
+    )
+    proofs += label_proofs(bundle_proofs, COMPRESSED_ARTIFACT)
     return CompressedPipeline(
         sizes=_measure_sizes(run, prepared.dense, models=trained.models),
-        proofs=[*prepared.dense.proofs, *proofs],
+        proofs=[*label_proofs(prepared.dense.proofs, DENSE_ARTIFACT), *proofs],
     )
 
 
@@ -257,10 +269,12 @@ def _prove_structures(run: RunContext, survivors: Survivors) -> list[Proof]:
         batch = run.pipeline.collate(run.data.load("train", count, seed=3))
         dense_outputs = run.pipeline.forward_in_pieces(run.models, batch)
         proofs: list[Proof] = []
-        for units in (survivors, _draw_random_units(run)):
-            proofs += prove_surgery(
+        cuts = {COMPRESSED_ARTIFACT: survivors, RANDOM_ARTIFACT: _draw_random_units(run)}
+        for artifact, units in cuts.items():
+            cut_proofs = prove_surgery(
                 run.pipeline, run.models, units=units, batch=batch, dense_outputs=dense_outputs
             )
+            proofs += label_proofs(cut_proofs, artifact)
         return require_proofs(proofs)
 
 
