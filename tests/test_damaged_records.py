@@ -35,6 +35,7 @@ REMADE = (
     "footprint",
     "sensitivity",
     "sensitivity_tensors",
+    "sensitivity_curves",
     "reference_runs",
     "node_corrections",
     "teacher_texts",
@@ -58,6 +59,7 @@ GIVEN = ("spec", "format", "space")
 
 HARMLESS = {
     ("reference_runs", "mapping"),
+    ("sensitivity_curves", "mapping"),
     ("node_corrections", "mapping"),
     ("teacher_texts", "mapping"),
     ("interaction_factors", "mapping"),
@@ -74,6 +76,7 @@ def whole_folder(run_folder, tmp_path_factory):
     shutil.copytree(run_folder, folder.path)
     write_record(folder.teacher_texts, {"a.png": "a cat"})
     write_record(folder.interaction_factors, {"evaluations": 1})
+    write_record(folder.sensitivity_curves, {"curves": {}})
     write_record(folder.short_finetunings, {"tried": []})
     footprint = {"dense_params": {}, "params_per_unit": {}, "size_fits": {}}
     write_record(folder.footprint, footprint)

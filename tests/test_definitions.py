@@ -20,6 +20,10 @@ from mmcompress.prune.refit import Gram, fit_linear_, measure_grams, refit_from_
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.registry import IMPORTANCE
 from mmcompress.search.sensitivity import measure as sensitivity_measure
+from mmcompress.search.sensitivity import measured_curves
+from mmcompress.search.sensitivity.measured_curves import CurveKeeper, MeasuredCurves
+from mmcompress.storage import read_record
+from mmcompress.workspace.folder import RunFolder
 
 BLOCKS = [
     ("vision", "0.ffn"),
@@ -201,6 +205,55 @@ def test_a_loss_increase_is_what_one_cut_alone_adds_to_the_loss(pipeline, models
         assert float(curves[node][name].interpolate(b.units // 2)) == pytest.approx(
             max(rise, 0.0), abs=1e-4
         )
+
+
+def test_a_stopped_measurement_of_cuts_goes_on_behind_the_last_one(
+    pipeline, models, few, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(measured_curves, "WRITE_SECONDS", 0.0)
+    folder = RunFolder(path=tmp_path)
+    measured = []
+
+    def measure(stop_at=None, keeper=None):
+        measured.clear()
+
+        def note(block_name, share):
+            if len(measured) == stop_at:
+                raise KeyboardInterrupt
+            measured.append(block_name)
+
+        return sensitivity_measure.measure_sensitivity(
+            pipeline,
+            models,
+            batch=few,
+            scores={
+                n: {b.name: torch.arange(b.units).float() for b in m.blocks}
+                for n, m in models.items()
+            },
+            grams=measure_grams(pipeline, models, batch=few),
+            ridge=0.01,
+            progress=note,
+            keeper=keeper,
+        )
+
+    expected = measure()
+    with pytest.raises(KeyboardInterrupt):
+        measure(stop_at=3, keeper=CurveKeeper(folder))
+    kept = read_record(MeasuredCurves, folder.sensitivity_curves).curves
+    assert sum(len(curves) for curves in kept.values()) == 3
+    asked = []
+    compute_loss = pipeline.compute_loss
+    monkeypatch.setattr(
+        pipeline, "compute_loss", lambda *a, **o: asked.append(1) or compute_loss(*a, **o)
+    )
+    keeper = CurveKeeper(folder)
+    assert measure(keeper=keeper) == expected
+    rest = len(asked)
+    asked.clear()
+    measure()
+    assert 0 < rest < len(asked)
+    keeper.discard()
+    assert not folder.sensitivity_curves.exists()
 
 
 def test_damage_of_positions_is_measured_as_far_as_they_may_be_cut():

@@ -28,6 +28,7 @@ from mmcompress.run.profile import Profile
 from mmcompress.run.unproved import FailedProof
 from mmcompress.runtime.bundle import read_manifest, verify_files
 from mmcompress.search.linearize import InteractionFactors
+from mmcompress.search.sensitivity.measured_curves import MeasuredCurves
 from mmcompress.search.sensitivity.store import check_sensitivity, is_sensitivity_stored
 from mmcompress.search.short_finetune import FinetunedStructures
 from mmcompress.stats import SplitScores
@@ -110,6 +111,7 @@ def check_shared_records(
     check_record(Footprint, folder.footprint)
     check_record(ReferenceRuns, folder.reference_runs)
     check_record(NodeCorrections, folder.node_corrections)
+    check_record(MeasuredCurves, folder.sensitivity_curves)
     if is_sensitivity_stored(folder):
         files = [folder.sensitivity, folder.sensitivity_tensors]
         read = partial(_check_weight_file, folder.sensitivity_tensors)

@@ -188,6 +188,11 @@ class RunFolder:
         return self.path / "sensitivity.json"
 
     @property
+    def sensitivity_curves(self) -> Path:
+        """Loss increases of the blocks that are measured, while others are not yet."""
+        return self.path / "sensitivity_curves.json"
+
+    @property
     def sensitivity_tensors(self) -> Path:
         """Importance scores and input moments."""
         return self.path / "sensitivity.safetensors"

@@ -17,6 +17,7 @@ from mmcompress.runtime.progress import StageProgress, prefix_progress, scale_pr
 from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.search.sensitivity.estimate import estimate_sensitivity
 from mmcompress.search.sensitivity.measure import NO_LIMIT, measure_sensitivity
+from mmcompress.search.sensitivity.measured_curves import CurveKeeper
 from mmcompress.search.sensitivity.store import (
     Sensitivity,
     is_sensitivity_stored,
@@ -67,6 +68,7 @@ def gather_sensitivity(
     batch = calibration_batch[slice(0, spec.data.sensitivity_pairs)]
     references = pipeline.compute_reference_outputs(models, batch)
     dense_loss = pipeline.compute_loss(models, batch, dense=references)
+    keeper = CurveKeeper(folder)
     if spec.prune.sensitivity == "measured":
         curves = _measure_curves(
             spec,
@@ -77,6 +79,7 @@ def gather_sensitivity(
             grams=grams,
             progress=progress,
             max_token_shares=max_token_shares,
+            keeper=keeper,
         )
     else:
         curves = estimate_sensitivity(
@@ -117,6 +120,7 @@ def gather_sensitivity(
         fp32_blocks=fp32_blocks,
     )
     write_sensitivity(sensitivity, folder)
+    keeper.discard()
     return sensitivity
 
 
@@ -166,6 +170,7 @@ def _measure_curves(
     grams: dict[str, Grams],
     progress: StageProgress,
     max_token_shares: Mapping[str, float],
+    keeper: CurveKeeper,
 ) -> dict[str, dict[str, SensitivityCurve]]:
     """Measure all curves and report them as the last four fifths of the work."""
     curve_progress = scale_progress(progress, start=0.2, end=1.0)
@@ -178,4 +183,5 @@ def _measure_curves(
         ridge=spec.prune.ridge,
         progress=prefix_progress(curve_progress, "sensitivity of "),
         max_token_shares=max_token_shares,
+        keeper=keeper,
     )

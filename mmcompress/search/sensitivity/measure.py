@@ -14,6 +14,7 @@ from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.refit import Grams
 from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.search.sensitivity.curves import SensitivityCurve
+from mmcompress.search.sensitivity.measured_curves import CurveKeeper
 from mmcompress.search.worker import prune_node
 
 MEASURED_SHARES = (0.25, 0.5, 0.75, 1.0)
@@ -34,6 +35,7 @@ def measure_sensitivity(
     ridge: float,
     progress: StageProgress = ignore_progress,
     max_token_shares: Mapping[str, float] = NO_LIMIT,
+    keeper: CurveKeeper | None = None,
 ) -> dict[str, dict[str, SensitivityCurve]]:
     """Measure the curve of every block. Only nodes downstream of a cut are run again.
 
@@ -47,6 +49,7 @@ def measure_sensitivity(
         progress: Called with the block (`node.block`) and the share done.
         max_token_shares: Largest share of its positions that a node may lose. Loss rises steeply
             once the content of an input is cut: a level beyond the limit would distort the curve.
+        keeper: Knows curves of a measurement that was stopped, and keeps the others.
 
     Returns:
         Curves by node and block.
@@ -66,6 +69,10 @@ def measure_sensitivity(
         for block in model.blocks:
             progress(f"{node_name}.{block.name}", blocks_done / block_count)
             blocks_done += 1
+            known_curve = keeper.find(node_name, block.name) if keeper else None
+            if known_curve is not None:
+                curves[node_name][block.name] = known_curve
+                continue
             points = {block.units: 0.0}
             for kept in list_measured_levels(block, max_token_shares.get(node_name, 0.0)):
                 pruned_model = prune_node(
@@ -82,7 +89,10 @@ def measure_sensitivity(
                     dense=references,
                 )
                 points[kept] = max(loss - dense_loss, 0.0)
-            curves[node_name][block.name] = SensitivityCurve.from_points(points)
+            curve = SensitivityCurve.from_points(points)
+            curves[node_name][block.name] = curve
+            if keeper:
+                keeper.keep(node_name, block.name, curve=curve)
     return curves
 
 
