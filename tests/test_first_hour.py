@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from mmcompress.cli import main
+from mmcompress.cli import explain_tables, main
+from mmcompress.cli.explain import find_profiled_folder
+from mmcompress.cli.options import choose_default_folder, name_profile_folder
+from mmcompress.errors import DataError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.registry import PIPELINE_TEMPLATES
 from mmcompress.run.explain import explain_run
@@ -128,10 +132,40 @@ def test_a_run_is_explained_before_it_runs(call, tiny, run_folder):
     ):
         assert part in text, part
     assert "captioner: " in text and "cross_attention" in text  # the reason of what is protected
-    done, text = call("explain", tiny / "spec.yaml", "--run", run_folder)
+    assert "1.2x: an artifact takes about" in text and "another one adds" in text
+    done, text = call("explain", tiny / "spec.yaml", "--run", run_folder, "--target", "3x")
     assert done.exit_code == 0 and "measured latencies" in text and " ms" in text
+    assert f"Milliseconds are those of {run_folder}" in text.replace("\n", "")
+    assert "3x: an artifact takes about" in text
     done, text = call("explain", tiny / "spec.yaml", "--set", "prune.protection=3")
     assert "3 times less" in text
+
+
+def test_the_profile_of_an_earlier_command_is_found(tiny, run_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec = str(tiny / "spec.yaml")
+    assert find_profiled_folder(spec, {}) is None
+    place = name_profile_folder(spec, {})
+    shutil.copytree(run_folder, place)
+    assert find_profiled_folder(spec, {}) == place
+    own_place = choose_default_folder(spec, {"target": "3x"})
+    shutil.copytree(run_folder, own_place)
+    assert find_profiled_folder(spec, {"target": "3x"}) == own_place
+    assert find_profiled_folder(spec, {}) == place
+
+
+def test_explain_measures_where_it_is_asked_to(call, tiny, monkeypatch):
+    profiled = []
+
+    def profile(run):
+        profiled.append(run.folder.path)
+        raise DataError("stop here")
+
+    monkeypatch.setattr(explain_tables, "profile_pipeline", profile)
+    done, text = call("explain", tiny / "spec.yaml", "--measure")
+    assert done.exit_code != 0 and "stop here" in text
+    [folder] = profiled
+    assert not folder.exists()  # nothing is kept
 
 
 def test_shares_add_up_and_the_target_is_shared_out(tiny, run_folder, machine, tmp_path):

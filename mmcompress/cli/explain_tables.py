@@ -11,14 +11,19 @@ from rich.table import Table
 
 from mmcompress.cli.console import Progress, out
 from mmcompress.run.explain import Explanation, explain_run
-from mmcompress.run.profile import Profile
+from mmcompress.run.profile import Profile, profile_pipeline
 from mmcompress.storage import read_record
 from mmcompress.workspace.context import open_run
 from mmcompress.workspace.folder import RunFolder
 
 
 def explain_spec(
-    spec: str, *, space: str | None, folder: str | None, overrides: dict[str, Any]
+    spec: str,
+    *,
+    space: str | None,
+    folder: str | None,
+    measure: bool,
+    overrides: dict[str, Any],
 ) -> None:
     """Print what a run of a spec would do.
 
@@ -26,16 +31,21 @@ def explain_spec(
         spec: The spec file.
         space: The search space; None for the one that belongs to the spec.
         folder: An earlier run, whose measured milliseconds are used; None: there is none.
+        measure: Whether the dense pipeline is exported and measured now.
         overrides: Values by dotted key that replace those of the spec.
     """
     dense = None
-    if folder is not None:
+    if folder is not None and not measure:
         dense = read_record(Profile, RunFolder(path=Path(folder)).profile)
+        out.print(f"Milliseconds are those of {escape(folder)}.")
     with tempfile.TemporaryDirectory() as scratch, Progress() as on_progress:
         run = open_run(
             spec, Path(scratch) / "run", space=space, overrides=overrides, on_progress=on_progress
         )
-    print_explanation(explain_run(run, dense), target=run.spec.target)
+        if measure:
+            dense = profile_pipeline(run)
+        explanation = explain_run(run, dense)
+    print_explanation(explanation, target=run.spec.target)
 
 
 def print_explanation(explanation: Explanation, *, target: str) -> None:
@@ -49,7 +59,7 @@ def print_explanation(explanation: Explanation, *, target: str) -> None:
     else:
         out.print(
             "Shares are of multiply-adds, for texts of ten tokens: no latency was measured. "
-            "With --run RUN they are those of an earlier run."
+            "--measure measures them, --run RUN takes those of an earlier run."
         )
     out.print()
     out.print(_make_cut_table(explanation))
@@ -60,6 +70,8 @@ def print_explanation(explanation: Explanation, *, target: str) -> None:
     if not explanation.reasons:
         out.print("  none: no layer joins two modalities")
     out.print(f"\nA run will take {explanation.needs.describe()}.")
+    for sentence in explanation.expected_times:
+        out.print(f"{escape(sentence)}.")
 
 
 def _make_node_table(explanation: Explanation) -> Table:

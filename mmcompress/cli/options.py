@@ -55,14 +55,19 @@ max_time_option = click.option(
     "With --resume, the time of commands before it does not count.",
 )
 
+target_option = click.option(
+    "--target", help="2x, 12ms or '12ms p95'; several with commas between them."
+)
+effort_option = click.option(
+    "--effort",
+    type=click.Choice(["quick", "normal", "best"]),
+    help="How much is searched, trained and measured; --set still wins.",
+)
+
 RUN_OPTIONS = (
     space_option,
-    click.option("--target", help="2x, 12ms or '12ms p95'; several with commas between them."),
-    click.option(
-        "--effort",
-        type=click.Choice(["quick", "normal", "best"]),
-        help="How much is searched, trained and measured; --set still wins.",
-    ),
+    target_option,
+    effort_option,
     click.option(
         "--trials",
         type=int,
@@ -148,6 +153,11 @@ def choose_default_folder(spec_path: str, overrides: dict[str, Any], *, kind: st
     spec = load_spec(spec_path, overrides)
     ending = kind or f"s{spec.seed}"
     return f"runs/{spec.name}-{spec.target.replace(' ', '')}-{ending}"
+
+
+def name_profile_folder(spec_path: str, overrides: dict[str, Any]) -> str:
+    """Return `runs/NAME-profile`."""
+    return f"runs/{load_spec(spec_path, overrides).name}-profile"
 
 
 def split_names(text: str | None) -> tuple[str, ...]:

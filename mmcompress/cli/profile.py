@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from mmcompress.cli.options import LocalPath, parse_settings, set_option
+from mmcompress.cli.options import LocalPath, name_profile_folder, parse_settings, set_option
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.registry import resolve_entry
 
@@ -22,6 +22,6 @@ PROFILE_SPEC = "mmcompress.cli.profile_tables:profile_spec"
 def profile_command(spec: str, folder: str | None, resume: bool, settings: tuple[str, ...]) -> None:
     """Measure the dense pipeline: per node and block, with the modality of every layer."""
     overrides = parse_settings(settings)
-    name = load_spec(spec, overrides).name
-    place = folder or f"runs/{name}-profile"
+    load_spec(spec, overrides)
+    place = folder or name_profile_folder(spec, overrides)
     resolve_entry(PROFILE_SPEC)(spec, place, overrides=overrides, resume=resume or not folder)

@@ -14,8 +14,11 @@ from mmcompress.graph.references import (
     sort_nodes,
 )
 from mmcompress.models.counts import count_params, count_params_and_macs
+from mmcompress.run.measure_pace import measure_pace
 from mmcompress.run.preflight import Needs, estimate_needs
 from mmcompress.run.profile import Profile
+from mmcompress.run.run_policy import RunPolicy
+from mmcompress.run.wanted_work import describe_preparation, describe_rounds
 from mmcompress.spec.space import Dimension
 from mmcompress.spec.target import parse_target, split_targets
 from mmcompress.workspace.context import RunContext
@@ -80,6 +83,8 @@ class Explanation:
     """How much less cross-modal units are cut, in words."""
     needs: Needs
     """Memory and disk that the run will take."""
+    expected_times: tuple[str, ...]
+    """How long the run will take at the pace of this machine, in sentences."""
     is_measured: bool
     """Whether shares are of latencies that were measured, not of multiply-adds."""
 
@@ -88,7 +93,7 @@ def explain_run(run: RunContext, dense: Profile | None) -> Explanation:
     """Tell what a run would do.
 
     Args:
-        run: The opened run; nothing of it is measured.
+        run: The opened run; a training step and an evaluation of it are timed.
         dense: The profile of the dense pipeline from an earlier run; None: there is none. Shares
             are then those of multiply-adds, at a guessed number of decode steps.
     """
@@ -98,8 +103,15 @@ def explain_run(run: RunContext, dense: Profile | None) -> Explanation:
         reasons=_group_reasons(run),
         protection=_describe_protection(run),
         needs=estimate_needs(run),
+        expected_times=_list_expected_times(run),
         is_measured=dense is not None,
     )
+
+
+def _list_expected_times(run: RunContext) -> tuple[str, ...]:
+    """List how long the stages of a run take, by the pace of this machine now."""
+    pace = measure_pace(run, None)
+    return (*describe_rounds(run.spec, pace, policy=RunPolicy()), describe_preparation(pace))
 
 
 def _list_nodes(run: RunContext, dense: Profile | None) -> Iterable[NodeRow]:

@@ -17,9 +17,7 @@ from mmcompress.run.compress.recipe import CompressedPipeline
 from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
 from mmcompress.run.forecast import (
     Pace,
-    RoundForecast,
     RoundWork,
-    forecast_next_round,
     forecast_round,
 )
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Done, Retry
@@ -42,16 +40,14 @@ from mmcompress.run.time_plan import (
     plan_training_minutes,
     require_enough_time,
 )
+from mmcompress.run.wanted_work import compute_dense_share, describe_rounds, list_wanted_work
 from mmcompress.run.warnings import warn_of_time_cuts
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.schema import Spec
-from mmcompress.spec.target import parse_target, split_targets
+from mmcompress.spec.target import split_targets
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
-
-MIN_TARGET_SHARE_OF_DENSE = 0.01
-"""Target / dense latency that forecasts go down to."""
 
 MIN_TOLD_LATENESS = 0.05
 """Share of `--max-time` by which a run may end late without a word."""
@@ -130,10 +126,10 @@ class PacedRun:
     def _require_enough_time(self, run: RunContext) -> None:
         """Raise `SpecError` when the time is too short even for the least work."""
         pace = self.stages.measure_pace(run, None)
-        wanted = _list_wanted_work(run.spec, self.policy)
+        wanted = list_wanted_work(run.spec, self.policy)
         artifacts = 0.0
         for target in split_targets(run.spec):
-            share = _compute_share(target, pace)
+            share = compute_dense_share(target, pace)
             artifacts += forecast_round(pace, plan_least_work(pace, wanted), share=share).total
         is_measured = run.shared.profile.exists() or run.reused_folder is not None
         preparation = 0.0 if is_measured else forecast_preparation(pace)
@@ -154,17 +150,8 @@ class PacedRun:
         pace = self.pace
         if pace is None:
             return
-        wanted = _list_wanted_work(run.spec, self.policy)
-        for target in split_targets(run.spec):
-            share = _compute_share(target, pace)
-            first = forecast_round(pace, wanted, share=share)
-            another = forecast_next_round(pace, wanted, share=share)
-            run.on_progress(
-                "forecast",
-                f"{target}: an artifact takes about {format_duration(first.total)} "
-                f"({_describe_stages(first)}); another one adds {format_duration(another.total)}",
-                None,
-            )
+        for sentence in describe_rounds(run.spec, pace, policy=self.policy):
+            run.on_progress("forecast", sentence, None)
 
     def reach(self, run: RunContext, *, reach: Callable[[RunContext], Summary]) -> Summary:
         """Reach one target in its part of the time.
@@ -190,10 +177,10 @@ class PacedRun:
         self.is_evaluated = False
         if self.pace is None:
             return run
-        wanted = _list_wanted_work(run.spec, self.policy)
+        wanted = list_wanted_work(run.spec, self.policy)
         self.wanted = wanted
         self.work = wanted
-        self.share = _compute_share(run.spec.target, self.pace)
+        self.share = compute_dense_share(run.spec.target, self.pace)
         self.ends_at = math.inf
         if not self.is_bounded:
             return run
@@ -343,32 +330,6 @@ def _list_target_folders(run: RunContext) -> list[RunFolder]:
     return [run.folder.get_target_folder(target) for target in targets]
 
 
-def _list_wanted_work(spec: Spec, policy: RunPolicy) -> RoundWork:
-    """Return the work that a spec and a policy ask for."""
-    max_parts = policy.measuring.max_parts if policy.measuring else spec.measure.max_parts
-    trials = spec.search.trials
-    level_switches = spec.search.level_switches
-    if spec.search.max_trials:
-        trials = min(trials, spec.search.max_trials)
-        level_switches = min(level_switches, spec.search.max_trials - trials)
-    return RoundWork(
-        trials=trials,
-        level_switches=level_switches,
-        linearization_rounds=spec.search.linearization_rounds,
-        short_finetunings=spec.search.short_finetunings,
-        attempts=policy.fit.max_attempts,
-        minutes=spec.distill.minutes,
-        parts=max(max_parts, 2 + len(spec.data.report)),
-    )
-
-
-def _compute_share(target: str, pace: Pace) -> float:
-    """Return target / dense latency."""
-    goal = parse_target(target)
-    share = 1 / goal.value if goal.kind == "speedup" else goal.value / max(pace.dense_ms, 1e-9)
-    return min(max(share, MIN_TARGET_SHARE_OF_DENSE), 1.0)
-
-
 def _cut_spec(spec: Spec, work: RoundWork) -> Spec:
     """Return a spec that asks for some work."""
     search = replace(
@@ -384,17 +345,3 @@ def _cut_spec(spec: Spec, work: RoundWork) -> Spec:
 def _cut_minutes(spec: Spec, minutes: float) -> Spec:
     """Return a spec that asks for some minutes of training."""
     return replace(spec, distill=replace(spec.distill, minutes=minutes))
-
-
-def _describe_stages(forecast: RoundForecast) -> str:
-    """Return the stages of a forecast in words."""
-    stages = {
-        "search": forecast.search,
-        "short trainings": forecast.short_trainings,
-        "fit": forecast.fit,
-        "training": forecast.training,
-        "export": forecast.export,
-        "measuring": forecast.measuring,
-        "judging": forecast.judging,
-    }
-    return ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in stages.items())
