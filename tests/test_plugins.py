@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from mmcompress.errors import ModelError
+from mmcompress.export.onnx import export_node
+from mmcompress.export.proofs import prove_export
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.metrics.answers import Answers
+from mmcompress.models import layouts
+from mmcompress.models.sources import load_model
 from mmcompress.prune.importance.inputs import ImportanceInputs
+from mmcompress.prune.surgery import copy_without_units
 from mmcompress.registry import IMPORTANCE, METRICS
+from mmcompress.spec.schema import Node
 
 ROOT = Path(__file__).resolve().parents[1]
 CRITERION_PAGE = ROOT / "docs/how_to/own_criterion.md"
@@ -73,8 +80,6 @@ def test_the_metric_of_the_page_scores_every_input(tiny, tmp_path, monkeypatch):
 
 
 def test_the_readmes_layout_is_found(monkeypatch):
-    from mmcompress.models import layouts
-
     [code] = re.findall(r"```python\n(BlockLayout\(.*?)```", MODEL_PAGE.read_text(), re.S)
     layout = eval(code, {"BlockLayout": layouts.BlockLayout})
     monkeypatch.setattr(layouts, "BLOCK_LAYOUTS", (layout,))
@@ -83,6 +88,29 @@ def test_the_readmes_layout_is_found(monkeypatch):
     )
     [block] = layouts.find_blocks(torch.nn.Sequential(module))
     assert (block.name, block.units, block.reader) == ("0.ffn", 32, "0.dense_out")
+
+
+def test_the_pages_own_model_is_found_cut_and_exported(monkeypatch, tmp_path):
+    """The module that a reader copies, as it stands there, up to a bundle of a pruned copy."""
+    [code] = re.findall(r"```python\n(import torch\n.*?)```", MODEL_PAGE.read_text(), re.S)
+    (tmp_path / "encoder_of_the_page.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    node = Node(kind="image_encoder", source="python:encoder_of_the_page:build", inputs={})
+    model = load_model(node)
+    assert [block.name for block in model.blocks] == ["0.ffn", "1.ffn"]
+    pruned = copy_without_units(model, {"0.ffn": torch.arange(32)})
+    files = export_node(pruned, tmp_path / "exported")
+    proofs = prove_export("mine", pruned, files=files)
+    assert proofs and all(proof.passed for proof in proofs)
+    assert pruned.get_block("0.ffn").units == 32
+
+
+def test_what_has_no_block_is_told_every_layout():
+    with pytest.raises(ModelError) as refusal:
+        layouts.find_blocks(torch.nn.Sequential(torch.nn.Linear(4, 4)))
+    for layout in layouts.BLOCK_LAYOUTS:
+        writers = ", ".join(path for path, _ in layout.writers)
+        assert f"{writers} > {layout.reader}" in str(refusal.value)
 
 
 def test_the_pages_name_every_folder_and_command():

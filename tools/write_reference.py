@@ -5,8 +5,8 @@
     python tools/write_reference.py --release  keys of the spec that are new belong to this version
 
 `docs/reference/spec.md` comes from the records of a spec, and `docs/reference/commands.md` from the
-commands. `docs/reference/kinds.md` comes from the kinds of node, and
-`docs/reference/summary.md` from the record of a result. The table of results in
+commands. `docs/reference/kinds.md` comes from the kinds of node, `docs/reference/layouts.md` from
+the layouts of blocks, and `docs/reference/summary.md` from the record of a result. The table of results in
 `README.md` comes from the summaries under `reports/`.
 """
 
@@ -24,6 +24,7 @@ import click
 
 from mmcompress.cli import main as command_group
 from mmcompress.graph.ports import get_kind
+from mmcompress.models.layouts import BLOCK_LAYOUTS, CONV_LAYOUTS, CROSS_ATTENTION_NAMES
 from mmcompress.registry import NODE_KINDS
 from mmcompress.results.records import SUMMARY_FORMAT, Summary
 from mmcompress.spec.schema import Spec
@@ -44,6 +45,9 @@ SUMMARY_PAGE = ROOT / "docs" / "reference" / "summary.md"
 
 KINDS_PAGE = ROOT / "docs" / "reference" / "kinds.md"
 """The page of all kinds of node with their ports."""
+
+LAYOUTS_PAGE = ROOT / "docs" / "reference" / "layouts.md"
+"""The page of all layouts that blocks are found by."""
 
 RELEASED_KEYS = ROOT / "tools" / "released_spec_keys.json"
 """The keys of a spec that each released version added, by version."""
@@ -304,6 +308,44 @@ def format_kinds_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def format_layouts_page() -> str:
+    """Format the page of the layouts that blocks are found by."""
+    lines = [
+        "# Layouts of blocks",
+        "",
+        "The tool finds what it can cut by the names of layers within a module. The first layout "
+        "that fits is taken. A module of your own needs the names of one of them. A new layout is "
+        "a row of `mmcompress/models/layouts.py`.",
+        "",
+        "## Attention and feed-forward blocks: `find_blocks`",
+        "",
+        "Paths are relative to the module of the block, and all of them are linear layers. Units "
+        "are heads in attention, and channels in the others.",
+        "",
+        "| kind | layers that write the units | layer that reads them | seen in |",
+        "|---|---|---|---|",
+    ]
+    for layout in BLOCK_LAYOUTS:
+        writers = ", ".join(f"`{path}`" for path, _ in layout.writers)
+        lines.append(f"| {layout.kind} | {writers} | `{layout.reader}` | {layout.seen_in} |")
+    names = ", ".join(f"`{name}`" for name in CROSS_ATTENTION_NAMES)
+    lines += [
+        "",
+        f"Attention below a module named {names} reads another node.",
+        "",
+        "## Pairs of convolutions: `find_convolutions`",
+        "",
+        "Units are the channels between the two.",
+        "",
+        "| first convolution | between them | second convolution | seen in |",
+        "|---|---|---|---|",
+    ]
+    for pair in CONV_LAYOUTS:
+        between = ", ".join(f"`{path}`" for path in pair.per_channel)
+        lines.append(f"| `{pair.writer}` | {between} | `{pair.reader}` | {pair.seen_in} |")
+    return "\n".join(lines) + "\n"
+
+
 def list_commands(group: click.Command, *, prefix: str) -> Iterator[tuple[str, click.Command]]:
     """List all commands by their whole name, those of groups too."""
     context = click.Context(group)
@@ -378,6 +420,7 @@ def main() -> None:
         SPEC_PAGE: format_spec_page(),
         COMMANDS_PAGE: format_commands_page(),
         KINDS_PAGE: format_kinds_page(),
+        LAYOUTS_PAGE: format_layouts_page(),
         SUMMARY_PAGE: format_summary_page(),
         README: insert_results(README.read_text(encoding="utf-8")),
     }

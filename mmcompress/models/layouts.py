@@ -49,6 +49,8 @@ class BlockLayout:
     All paths are relative to the module that holds the whole block.
     """
 
+    seen_in: str
+    """The models that have it, for a person."""
     kind: str
     """`attention`, `ffn` or `gated_ffn`. Attention to another node is told by the module's name."""
     writers: tuple[tuple[str, int], ...]
@@ -67,101 +69,101 @@ class BlockLayout:
 
 
 BLOCK_LAYOUTS = (
-    # CLIP, Whisper, BART
     BlockLayout(
+        seen_in="CLIP, Whisper, BART",
         kind="attention",
         writers=(("q_proj", 1), ("k_proj", 1), ("v_proj", 1)),
         reader="out_proj",
         drop=WHOLE_MODULE,
     ),
-    # ViT, DINOv2, Llama
     BlockLayout(
+        seen_in="ViT, DINOv2, Llama",
         kind="attention",
         writers=(("q_proj", 1), ("k_proj", 1), ("v_proj", 1)),
         reader="o_proj",
         drop=WHOLE_MODULE,
     ),
-    # our own SelfAttention, which replaces packed and fused ones
     BlockLayout(
+        seen_in="packed and fused attention, which is replaced by one of our own",
         kind="attention",
         writers=(("qkv", 3),),
         reader="out_proj",
         drop=WHOLE_MODULE,
     ),
-    # GPT-2, attention to another node
     BlockLayout(
+        seen_in="GPT-2, attention to another node",
         kind="attention",
         writers=(("q_attn", 1), ("c_attn", 2)),
         reader="c_proj",
         drop=WHOLE_MODULE,
     ),
-    # GPT-2, attention to itself
     BlockLayout(
+        seen_in="GPT-2, attention to itself",
         kind="attention",
         writers=(("c_attn", 3),),
         reader="c_proj",
         drop=WHOLE_MODULE,
     ),
-    # T5
     BlockLayout(
+        seen_in="T5",
         kind="attention",
         writers=(("q", 1), ("k", 1), ("v", 1)),
         reader="o",
         drop=(("", "biased"),),
         per_head="relative_attention_bias",
     ),
-    # BERT and its line
     BlockLayout(
+        seen_in="BERT and its line",
         kind="attention",
         writers=(("self.query", 1), ("self.key", 1), ("self.value", 1)),
         reader="output.dense",
         drop=(("self", "skip pair"), ("output.dense", "plain")),
         inner="self",
     ),
-    # CLIP, ViT, Whisper
     BlockLayout(
+        seen_in="CLIP, ViT, Whisper",
         kind="ffn",
         writers=(("fc1", 1),),
         reader="fc2",
         drop=(("fc1", "skip"), ("fc2", "plain")),
     ),
-    # open_clip, GPT-2
     BlockLayout(
+        seen_in="open_clip, GPT-2",
         kind="ffn",
         writers=(("c_fc", 1),),
         reader="c_proj",
         drop=(("c_fc", "skip"), ("c_proj", "plain")),
     ),
-    # T5
     BlockLayout(
+        seen_in="T5",
         kind="ffn",
         writers=(("wi", 1),),
         reader="wo",
         drop=(("wi", "skip"), ("wo", "plain")),
     ),
-    # a projector: with no residual stream around it, it can't be removed whole
     BlockLayout(
+        seen_in="projectors, which can't be removed whole: no residual stream is around them",
         kind="ffn",
         writers=(("linear_1", 1),),
         reader="linear_2",
         drop=(),
     ),
-    # BERT and its line
     BlockLayout(
+        seen_in="BERT and its line",
         kind="ffn",
         writers=(("intermediate.dense", 1),),
         reader="output.dense",
         drop=(("intermediate.dense", "skip"), ("output.dense", "plain")),
     ),
-    # Llama
     BlockLayout(
+        seen_in="Llama",
         kind="gated_ffn",
         writers=(("gate_proj", 1), ("up_proj", 1)),
         reader="down_proj",
         drop=(("gate_proj", "skip"), ("up_proj", "skip"), ("down_proj", "plain")),
     ),
-    # T5, version 1.1
     BlockLayout(
+        seen_in="T5, version 1.1",
         kind="gated_ffn",
         writers=(("wi_0", 1), ("wi_1", 1)),
         reader="wo",
@@ -178,6 +180,8 @@ class ConvLayout:
     All paths are relative to the module that holds the pair.
     """
 
+    seen_in: str
+    """The models that have it, for a person."""
     writer: str
     """The path of the first convolution: its output channels are the units."""
     per_channel: tuple[str, ...]
@@ -191,20 +195,37 @@ class ConvLayout:
 
 
 CONV_LAYOUTS = (
-    # EfficientNet
     ConvLayout(
+        seen_in="EfficientNet",
         writer="conv_pw",
         per_channel=("bn1", "conv_dw", "bn2"),
         reader="conv_pwl",
         squeeze="se.conv_reduce",
         excite="se.conv_expand",
     ),
-    # ResNet, basic and bottleneck blocks
-    ConvLayout(writer="conv1", per_channel=("bn1",), reader="conv2"),
-    # ResNet, the second pair of a bottleneck block
-    ConvLayout(writer="conv2", per_channel=("bn2",), reader="conv3"),
+    ConvLayout(
+        seen_in="ResNet, basic and bottleneck blocks",
+        writer="conv1",
+        per_channel=("bn1",),
+        reader="conv2",
+    ),
+    ConvLayout(
+        seen_in="ResNet, the second pair of a bottleneck block",
+        writer="conv2",
+        per_channel=("bn2",),
+        reader="conv3",
+    ),
 )
 """Every known layout of a pair of convolutions. A module may hold several of them."""
+
+
+def describe_layouts() -> str:
+    """Describe the known layouts by the names of their layers, each once."""
+    described: list[str] = []
+    for layout in BLOCK_LAYOUTS:
+        writers = ", ".join(path for path, _ in layout.writers)
+        described.append(f"{writers} > {layout.reader}")
+    return "; ".join(dict.fromkeys(described))
 
 
 def normalize_(model: nn.Module) -> nn.Module:
@@ -323,8 +344,8 @@ def find_blocks(
     if not blocks:
         raise ModelError(
             f"{type(searched_module).__name__}: no attention or feed-forward block of a known"
-            " layout is in it. A block is known by the names of its layers, such as fc1 and fc2 "
-            "(docs: how_to/own_model). Pairs of convolutions are found by find_convolutions"
+            f" layout is in it. A block is known by the names of its layers: {describe_layouts()} "
+            "(docs: reference/layouts). Pairs of convolutions are found by find_convolutions"
         )
 
     def rank_by_execution(block: Block) -> tuple[int, int]:
