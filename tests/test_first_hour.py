@@ -113,6 +113,31 @@ def test_a_file_is_never_replaced(call, tmp_path):
     assert (tmp_path / "mine.yaml").read_text() == "precious"
 
 
+def test_on_a_terminal_init_asks_for_all_that_is_not_given(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmcompress.cli.init._can_ask", lambda: True)
+    (tmp_path / "my_clip").mkdir()
+    # Pipeline, file, target, data; the captioner stays, and the text tower is that of the vision.
+    answers = ["clip_captioner", "mine.yaml", "3x", "", "./my_clip", "", ""]
+    done, text = call("init", input="\n".join(answers) + "\n")
+    assert done.exit_code == 0, text
+    spec = load_spec(tmp_path / "mine.yaml")
+    assert spec.target == "3x"
+    assert spec.nodes["vision"].source == spec.nodes["text"].source == str(tmp_path / "my_clip")
+    assert spec.nodes["captioner"].source == "embedded:clip_captioner/captioner"
+    assert "mmcompress explain mine.yaml says how long that takes" in text
+
+
+def test_a_question_that_is_answered_wrongly_is_asked_again(call, tmp_path, monkeypatch):
+    monkeypatch.setattr("mmcompress.cli.init._can_ask", lambda: True)
+    (tmp_path / "there.yaml").write_text("name: there\n")
+    answers = ["retrieval", "there.yaml", "mine.yaml", "fast", "2x", "", "", ""]
+    done, text = call("init", input="\n".join(answers) + "\n")
+    assert done.exit_code == 0, text
+    assert (
+        "there.yaml is there already" in text and load_spec(tmp_path / "mine.yaml").target == "2x"
+    )
+
+
 def test_pipelines_are_listed(call):
     text = call("list", "pipelines")[1]
     for name in PIPELINE_TEMPLATES.list_names():

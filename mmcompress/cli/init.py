@@ -18,6 +18,7 @@ from mmcompress.registry import PIPELINE_TEMPLATES
 from mmcompress.spec.pipeline_templates import (
     PipelineTemplate,
     fill_template,
+    list_template_sources,
     locate_shipped_file,
 )
 from mmcompress.spec.schema import Spec
@@ -49,7 +50,8 @@ def init_command(
     """
     source_by_node = dict(parse_source(source) for source in sources)
     if template is None:
-        template, target, data, path = ask_for_values(target, data, path=path)
+        answers = ask_for_values(target, data, path=path, source_by_node=source_by_node)
+        template, target, data, path = answers
     problem = PIPELINE_TEMPLATES.find_problem(template)
     if problem:
         raise SpecError(f"--template: {problem}")
@@ -86,6 +88,11 @@ def init_command(
         )
     out.print(f"next:    mmcompress validate {name}", soft_wrap=True)
     out.print(f"then:    mmcompress run {name}", soft_wrap=True)
+    out.print(
+        f"time:    mmcompress explain {name} says how long that takes; "
+        "--effort quick is a first look, --effort best keeps most, --max-time 1h ends in time",
+        soft_wrap=True,
+    )
 
 
 def _list_missing_sources(spec: Spec, source_by_node: Mapping[str, str]) -> list[str]:
@@ -121,14 +128,19 @@ def parse_source(text: str) -> tuple[str, str]:
 
 
 def ask_for_values(
-    target: str | None, data: str | None, *, path: str | None
+    target: str | None,
+    data: str | None,
+    *,
+    path: str | None,
+    source_by_node: dict[str, str],
 ) -> tuple[str, str | None, str | None, str | None]:
-    """Ask for the pipeline, the file, the target and the data.
+    """Ask for the pipeline, the file, the target, the data, and the models.
 
     Args:
         target: The target, where it was given.
         data: The folder of the data, where it was given.
         path: The file of the spec, where it was given.
+        source_by_node: Sources of models that were given; those that a person names are added.
 
     Returns:
         Pipeline, target, data, file.
@@ -137,7 +149,7 @@ def ask_for_values(
         SpecError: There is no terminal to ask on.
     """
     names = PIPELINE_TEMPLATES.list_names()
-    if not sys.stdin.isatty():
+    if not _can_ask():
         raise SpecError(f"init: --template is missing; {suggest_nearest('', names)}")
     for name in names:
         out.print(f"  {name:<16}{escape(PIPELINE_TEMPLATES.get_about(name))}")
@@ -149,7 +161,29 @@ def ask_for_values(
     if data is None:
         question = "Folder of your data (empty: as shipped)"
         data = click.prompt(question, default="", show_default=False) or None
+    _ask_for_sources_(template, source_by_node)
     return template, target, data, path
+
+
+def _can_ask() -> bool:
+    """Return whether there is a terminal to ask on."""
+    return sys.stdin.isatty()
+
+
+def _ask_for_sources_(template: str, source_by_node: dict[str, str]) -> None:
+    """Ask for the source of every model that none was given for; a new one is added.
+
+    What was answered for one node is proposed for the others that have the same source as shipped.
+    """
+    answers: dict[str, str] = {}
+    for node_name, shipped in list_template_sources(PIPELINE_TEMPLATES.get(template)).items():
+        if node_name in source_by_node:
+            continue
+        proposed = answers.get(shipped, shipped)
+        answer = click.prompt(f"Model of {node_name}: folder or source", default=proposed)
+        answers[shipped] = answer
+        if answer != shipped:
+            source_by_node[node_name] = answer
 
 
 def _check_new_file(text: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from mmcompress.errors import SpecError
 from mmcompress.registry import PIPELINE_TEMPLATES
 from mmcompress.version import CHECKOUT_FOLDER
@@ -106,6 +108,13 @@ def fill_template(
     for node_name, source in (sources or {}).items():
         text = _replace_source(text, node_name, source=source)
     return text
+
+
+def list_template_sources(template: PipelineTemplate) -> dict[str, str]:
+    """List the source of every model of a shipped pipeline, by node."""
+    text = locate_shipped_file("pipelines", template.file).read_text(encoding="utf-8")
+    nodes: dict[str, dict[str, object]] = yaml.safe_load(text)["nodes"]
+    return {name: str(node["source"]) for name, node in nodes.items() if "source" in node}
 
 
 def _replace_source(text: str, node_name: str, *, source: str) -> str:
