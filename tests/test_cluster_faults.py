@@ -57,8 +57,13 @@ def take_a_moment(folder, candidate):
 
 
 def crash_on_a_whole_node(folder, candidate):
-    """Raise for some candidates, always the same ones."""
+    """Raise for some candidates, always the same ones, and leave a file at every try."""
+    import hashlib
+    import uuid
+
     if candidate["kept_units"]["b"]["0"] == 64:
+        key = hashlib.sha256(repr(candidate).encode()).hexdigest()
+        (Path(folder) / f"{key}-{uuid.uuid4().hex}").touch()
         raise RuntimeError("this structure always crashes")
     lost = sum(64 - units for units in candidate["kept_units"]["a"].values())
     return {"loss": float(lost), "quality": {}, "seconds": 0.0}
@@ -140,7 +145,8 @@ def test_a_node_is_lost_and_another_one_gets_work(tmp_path, start_cluster, make_
 def test_a_trial_that_always_crashes_is_tried_thrice_and_recorded(
     tmp_path, start_cluster, make_executor
 ):
-    executor = make_executor(start_cluster({"num_cpus": 2}), str(tmp_path))
+    executor = make_executor(start_cluster({"num_cpus": 2}), str(tmp_path / "tries"))
+    (tmp_path / "tries").mkdir()
     trials = go(
         tmp_path / "j",
         by_value(crash_on_a_whole_node),
@@ -153,6 +159,9 @@ def test_a_trial_that_always_crashes_is_tried_thrice_and_recorded(
     check_journal(tmp_path / "j", trials)
     failed = [t for t in study.open_study(tmp_path / "j").trials if "error" in t.user_attrs]
     assert failed and all("always crashes" in t.user_attrs["error"] for t in failed)
+    tries = Counter(path.name.partition("-")[0] for path in (tmp_path / "tries").iterdir())
+    # The sampler may propose a structure again that has failed.
+    assert sum(tries.values()) == 3 * len(failed) and all(n % 3 == 0 for n in tries.values())
 
 
 @pytest.mark.very_slow
@@ -211,6 +220,20 @@ def wait_for_stage(folder, stage, *, process, seconds=240):
     raise AssertionError(f"no stage '{stage}' within {seconds} s")
 
 
+def wait_for_trials(folder, count, *, process, seconds=240):
+    """Wait until so many trials of a run are finished; returns them."""
+    journal = folder / "study.journal"
+    give_up_at = time.monotonic() + seconds
+    while time.monotonic() < give_up_at:
+        assert process.poll() is None, process.communicate()
+        if journal.exists():
+            finished = study.read_finished_trials(study.open_study(journal))
+            if len(finished) >= count:
+                return finished
+        time.sleep(0.1)
+    raise AssertionError(f"no {count} trials within {seconds} s")
+
+
 @pytest.mark.very_slow
 @pytest.mark.timeout(900)
 def test_a_run_whose_cluster_loses_its_head_says_how_to_go_on_and_does(
@@ -219,23 +242,23 @@ def test_a_run_whose_cluster_loses_its_head_says_how_to_go_on_and_does(
     first = start_cluster({"num_cpus": 2})
     out = tmp_path / "r"
     command = [sys.executable, "-m", "mmcompress.cli", "run", str(tiny / "spec.yaml")]
-    command += ["--out", str(out), "--set", "search.executor=ray", "--trials", "8"]
+    command += ["--out", str(out), "--set", "search.executor=ray"]
+    command += ["--set", "search.trials=30"]
     process = subprocess.Popen(
         [*command, "--ray-address", first.cluster.address],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for_stage(out, "search", process=process)
+    wait_for_trials(out, 3, process=process)
     first.lose_head()
     _, told = process.communicate(timeout=180)
     assert process.returncode == 1, told[-2000:]
     last_line = told.strip().splitlines()[-1]
     assert "nothing that was finished is lost; go on with: mmcompress run" in last_line
     assert last_line.endswith("--resume")
-    finished = []
-    if (out / "study.journal").exists():
-        finished = study.read_finished_trials(study.open_study(out / "study.journal"))
+    finished = study.read_finished_trials(study.open_study(out / "study.journal"))
+    assert len(finished) >= 3
 
     second = start_cluster({"num_cpus": 2})
     done = subprocess.run(
@@ -265,14 +288,15 @@ def test_a_head_that_keeps_its_state_in_redis_comes_back_and_the_run_goes_on(
         one = start_cluster({"num_cpus": 2})
         out = tmp_path / "r"
         command = [sys.executable, "-m", "mmcompress.cli", "run", str(tiny / "spec.yaml")]
-        command += ["--out", str(out), "--set", "search.executor=ray", "--trials", "8"]
+        command += ["--out", str(out), "--set", "search.executor=ray"]
+        command += ["--set", "search.trials=30"]
         process = subprocess.Popen(
             [*command, "--ray-address", one.cluster.address],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_for_stage(out, "search", process=process)
+        before = wait_for_trials(out, 3, process=process)
         one.lose_head()
         time.sleep(AWAY_SECONDS)
         one.restart_head()
@@ -280,4 +304,5 @@ def test_a_head_that_keeps_its_state_in_redis_comes_back_and_the_run_goes_on(
         assert process.returncode in (0, 3), told[-2000:]
         summary = read_record(Summary, out / "summary.json")
         check_journal(out / "study.journal", summary.trials)
+        assert len(summary.trials) > len(before)  # work was left when the head came back
         one.cluster.shutdown()

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import itertools
 import logging
+import math
 import os
 import random
 import signal
@@ -22,6 +23,7 @@ import pytest
 import yaml
 from deadly_trials import evaluate_units
 from killed_search import ThreadedExecutor
+from ray import cloudpickle
 from ray.job_submission import JobStatus
 from small_search import (
     BLOCKS,
@@ -61,7 +63,9 @@ from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTa
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.split_budget import split_budget
 from mmcompress.search.trial_writer import MAX_WAITING_TRIALS, TrialWriter
+from mmcompress.search.worker import evaluate_candidate
 from mmcompress.spec.space import Dimension, Space
+from mmcompress.storage import to_plain
 
 
 def failing(context, candidate):
@@ -119,6 +123,32 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path):
     book = study.open_study(tmp_path / "j")
     assert study.count_failures(book) > 0 and len(trials) > 0
     assert any("this one breaks" in t.user_attrs.get("error", "") for t in book.trials)
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ({"seconds": 0.0}, "evaluate_wrongly gives no loss"),
+        ({"loss": 1.0}, "evaluate_wrongly gives no seconds"),
+        ({"loss": math.nan, "seconds": 0.0, "quality": {}}, "the loss is nan"),
+    ],
+)
+def test_an_evaluation_without_a_usable_loss_fails_its_trial_alone(tmp_path, result, message):
+    def evaluate_wrongly(context, candidate):
+        right = evaluate_units(context, candidate)
+        return result if candidate["kept_units"]["a"]["0"] < 32 else right
+
+    trials = go(tmp_path / "j", evaluate_wrongly, trials=14, mutations=0)
+    errors = [t.user_attrs.get("error", "") for t in study.open_study(tmp_path / "j").trials]
+    assert trials and any(message in error for error in errors)
+
+
+def test_what_is_sent_for_a_trial_is_small():
+    """At most 1 MiB besides the weights, for a pipeline of 300 models."""
+    kept = {f"n{i}": {f"{k}.ffn": 64 for k in range(24)} for i in range(300)}
+    candidate = Candidate(kept_units=kept, precision=dict.fromkeys(kept, "int8"))
+    task = (evaluate_candidate, to_plain(candidate))
+    assert len(cloudpickle.dumps(task)) < 2**20
 
 
 def test_a_search_leaves_the_callers_log_of_optuna_as_it_was(tmp_path):

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
-from mmcompress.cli import watched_process
+from mmcompress.cli import submit, watched_process
 from mmcompress.cli.program_name import make_resume_line, name_program
 from mmcompress.cli.watched_process import is_watched
 from mmcompress.workspace.command_line import SENT_AS_VARIABLE, read_command_line
@@ -25,7 +27,7 @@ with tell_watcher():
 """
 PARENT = """
 import subprocess, sys
-from mmcompress.cli import watched_process
+from mmcompress.cli import submit, watched_process
 from mmcompress.cli.program_name import name_program
 start = subprocess.Popen
 class Child(start):
@@ -90,6 +92,22 @@ def test_a_child_that_dies_is_told_with_the_line_that_goes_on():
     assert "exit code 1, without a word" in process.communicate()[1]
 
 
+def test_what_a_child_that_dies_has_started_ends_with_it():
+    start = "helper = subprocess.Popen(['sleep', '60']); print(helper.pid, flush=True)"
+    body = f"import subprocess; {start}; os.kill(os.getpid(), signal.SIGKILL)"
+    with start_watched(body) as process:
+        helper = int(process.stdout.readline())
+        process.wait(timeout=20)
+    assert is_gone_within(10, helper)
+
+
+def test_the_command_in_a_report_holds_no_password(monkeypatch):
+    words = ["run", "a.yaml", "--track", "mlflow:http://me:secret@host:5000"]
+    monkeypatch.setattr(sys, "argv", ["mmcompress", *words])
+    monkeypatch.delenv(SENT_AS_VARIABLE, raising=False)
+    assert read_command_line() == "mmcompress run a.yaml --track mlflow:http://***@host:5000"
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_reach_the_child_once(number):
     wait = "print('up', flush=True); time.sleep(30)"
@@ -120,8 +138,8 @@ def test_a_process_that_cleans_up_for_long_ends_at_the_second_interruption():
 import time
 from mmcompress.cli.lazy_group import stop_on_interruptions
 with stop_on_interruptions("the last words"):
-    print("up", flush=True)
     try:
+        print("up", flush=True)
         time.sleep(60)
     finally:
         print("cleaning", flush=True)
@@ -157,6 +175,73 @@ def test_a_child_whose_parent_is_killed_ends_as_after_sigterm():
         child = int(process.stdout.readline())
         process.kill()
     assert is_gone_within(20, child)
+
+
+def start_run(tiny, out, workers):
+    """Start a run of the tiny pipeline, and wait until it searches."""
+    words = ["run", tiny / "spec.yaml", "--out", out, "--workers", workers]
+    words += ["--set", "search.trials=2000"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mmcompress.cli", *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = out / "progress.jsonl"
+    while not (log.exists() and '"search"' in log.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_stops_a_run_within_seconds_and_says_how_to_go_on(tiny, tmp_path, workers):
+    with start_run(tiny, tmp_path / "r", workers) as process:
+        start = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+        seconds = time.monotonic() - start
+    assert process.returncode == 130, told[-2000:]
+    assert "stopping; Ctrl-C again ends it at once" in told
+    assert f"--workers {workers} --set search.trials=2000 --resume" in told
+    assert "Traceback" not in told
+    assert seconds < 20
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_leaves_no_process_of_a_run(tiny, tmp_path):
+    with start_run(tiny, tmp_path / "r", 1) as process:
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        while "stopping; Ctrl-C again" not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=10) == 130
+        assert "interrupted at once; go on with: " in process.stderr.read()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+def answer_of_click(monkeypatch, answer):
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: answer is not None))
+    monkeypatch.setattr(submit.click, "confirm", lambda question: answer)
+
+
+@pytest.mark.parametrize("answer", [None, False, True])
+def test_ctrl_c_at_a_followed_job_stops_it_where_that_is_asked_for(monkeypatch, capsys, answer):
+    stopped = []
+    server = SimpleNamespace(stop_job=stopped.append)
+    monkeypatch.setattr(submit, "resolve_entry", lambda name: lambda address: server)
+    answer_of_click(monkeypatch, answer)
+    submit._leave_or_stop("job_1", "http://me:secret@head:8265")
+    told = " ".join(capsys.readouterr().err.split())
+    if answer:
+        assert stopped == ["job_1"] and "the same command goes on with its run" in told
+        return
+    # Without a terminal nobody is asked: it goes on.
+    assert stopped == [] and "job job_1 goes on" in told
+    assert "mmcompress job stop job_1 --address http://***@head:8265" in told
 
 
 def test_a_job_goes_on_by_the_line_that_sent_it(monkeypatch):

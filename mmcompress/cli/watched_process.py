@@ -105,6 +105,9 @@ def run_watched(arguments: Sequence[str], *, flags: Sequence[str] = ()) -> int:
     os.close(parent_lives[1])
     if told.startswith(ENDED):
         return int(told.removeprefix(ENDED))
+    # What it had started is of no use without it. Ray's own processes would live on for minutes.
+    with suppress(ProcessLookupError):
+        os.killpg(child.pid, signal.SIGKILL)
     if forwarder.interruptions > 1:
         line = make_resume_line(arguments)
         print(f"{AT_ONCE}; go on with: {line}", file=sys.stderr, flush=True)

@@ -37,6 +37,10 @@ class TaskResult(TypedDict):
     """Machine and process that ran the task; the executor adds it."""
 
 
+REQUIRED_RESULTS = frozenset(("loss", "seconds"))
+"""What every evaluation must give."""
+
+
 class TrialTimeout(Exception):
     """A trial took longer than it may."""
 
@@ -70,7 +74,17 @@ def call_task(
 ) -> TaskResult:
     """Call `evaluate(context, ...)` and add the machine and the process to its result."""
     worker = f"{os.uname().nodename}/{os.getpid()}"
-    return {**evaluate(context, *args, **kwargs), "worker": worker}
+    result = evaluate(context, *args, **kwargs)
+    missing = sorted(REQUIRED_RESULTS - result.keys())
+    if missing:
+        # An evaluation of a plug-in: its trial fails, and the search goes on.
+        raise TypeError(f"{describe_function(evaluate)} gives no {' and no '.join(missing)}")
+    return {**result, "worker": worker}
+
+
+def describe_function(function: Callable[..., object]) -> str:
+    """Return the name of a function, for a message."""
+    return str(getattr(function, "__name__", function))
 
 
 @runtime_checkable

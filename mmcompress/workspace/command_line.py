@@ -6,14 +6,19 @@ import os
 import shlex
 import sys
 
+from mmcompress.runtime.addresses import hide_password
+
 SENT_AS_VARIABLE = "MMCOMPRESS_SENT_AS"
 """Environment variable of a job on a cluster: the command line that sent it. Its own one names
 files that only the job sees."""
 
 
 def read_command_line() -> str:
-    """Return the command line that began this run."""
-    return read_sent_command() or shlex.join(["mmcompress", *sys.argv[1:]])
+    """Return the command line that began this run, without passwords of addresses in it.
+
+    It stands in the records and in the report of a run, which people pass on.
+    """
+    return read_sent_command() or hide_password(shlex.join(["mmcompress", *sys.argv[1:]]))
 
 
 def read_sent_command() -> str:
