@@ -138,9 +138,12 @@ def test_an_evaluation_without_a_usable_loss_fails_its_trial_alone(tmp_path, res
         right = evaluate_units(context, candidate)
         return result if candidate["kept_units"]["a"]["0"] < 32 else right
 
-    trials = go(tmp_path / "j", evaluate_wrongly, trials=14, mutations=0)
-    errors = [t.user_attrs.get("error", "") for t in study.open_study(tmp_path / "j").trials]
-    assert trials and any(message in error for error in errors)
+    trials = go(tmp_path / "j", evaluate_wrongly, trials=14, mutations=4)
+    failed = [t for t in study.open_study(tmp_path / "j").trials if "error" in t.user_attrs]
+    assert trials and any(message in t.user_attrs["error"] for t in failed)
+    # What has failed is not tried again.
+    keys = [t.user_attrs["key"] for t in failed]
+    assert len(keys) == len(set(keys))
 
 
 def test_what_is_sent_for_a_trial_is_small():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("mmcompress", "pipelines", "search_spaces", "pyproject.toml", "README.md", "LICENSE")
@@ -45,7 +47,7 @@ def installed(tmp_path_factory):
 
 
 @pytest.mark.very_slow
-def test_the_wheel_works_outside_the_checkout(installed, tmp_path):
+def test_the_wheel_works_outside_the_checkout(installed, tiny, tmp_path):
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
     def call(*words):
@@ -72,3 +74,13 @@ def test_the_wheel_works_outside_the_checkout(installed, tmp_path):
     named = call("validate", "pipelines/clip_captioner.yaml")
     assert named.returncode == 2
     assert "init --template clip_captioner --out clip_captioner.yaml" in named.stderr
+    # The whole way: a run, its report, and an answer of its bundle.
+    changes = ("search.linearization_rounds=0", "search.max_artifacts=1", "distill.steps=2")
+    settings = [word for change in changes for word in ("--set", change)]
+    words = [str(tiny / "spec.yaml"), "--out", "r", "--workers", "0", "--trials", "2"]
+    done = call("run", *words, *settings)
+    assert done.returncode in (0, 3), done.stderr
+    assert (tmp_path / "r" / "report.html").stat().st_size > 10_000
+    Image.new("RGB", (32, 32), "orange").save(tmp_path / "a.png")
+    answered = call("predict", "r/bundle", "--input", "image=a.png")
+    assert answered.returncode == 0 and "caption" in json.loads(answered.stdout)

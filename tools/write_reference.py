@@ -6,8 +6,8 @@
 
 `docs/reference/spec.md` comes from the records of a spec, and `docs/reference/commands.md` from the
 commands. `docs/reference/kinds.md` comes from the kinds of node, `docs/reference/layouts.md` from
-the layouts of blocks, and `docs/reference/summary.md` from the record of a result. The table of results in
-`README.md` comes from the summaries under `reports/`.
+the layouts of blocks, and `docs/reference/summary.md` from the record of a result. The table and
+the picture of `README.md` come from the summaries under `reports/`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -57,6 +58,9 @@ README = ROOT / "README.md"
 
 RESULTS = ROOT / "reports" / "clip_captioner"
 """The folder with a summary for every target."""
+
+PICTURE_LINE = r"^({} .* nearest +)[0-9.]+ ms$"
+"""A line of the picture at the top: `before` or `after`, and the milliseconds of a request."""
 
 RESULTS_BEGIN = "<!-- results: written by tools/write_reference.py -->\n"
 """The line ahead of the table of results."""
@@ -359,16 +363,21 @@ def list_commands(group: click.Command, *, prefix: str) -> Iterator[tuple[str, c
             yield f"{prefix}{name}", command
 
 
+def list_results() -> list[dict[str, Any]]:
+    """List the summaries of all targets, the slowest first."""
+    summaries: list[dict[str, Any]] = []
+    for path in RESULTS.glob("*/summary.json"):
+        summaries.append(json.loads(path.read_text(encoding="utf-8")))
+    return sorted(summaries, key=get_speedup)
+
+
 def format_results() -> str:
     """Format the table of results: a row for every target."""
     lines = [
         "| target | latency, p50 | R@1 image to text | exact captions | retained | bundle |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    summaries: list[dict[str, Any]] = []
-    for path in RESULTS.glob("*/summary.json"):
-        summaries.append(json.loads(path.read_text(encoding="utf-8")))
-    summaries.sort(key=get_speedup)
+    summaries = list_results()
     if summaries:
         first = min(summaries, key=get_speedup)["baseline"]
         lines.append(
@@ -400,11 +409,15 @@ def format_quality(side: Mapping[str, Any], place: int) -> str:
 
 
 def insert_results(page: str) -> str:
-    """Put the table of results between its two lines of a page."""
+    """Put the table of results into a page, and its first target into the picture at the top."""
     head, begin, rest = page.partition(RESULTS_BEGIN)
     _, end, tail = rest.partition(RESULTS_END)
     if not begin or not end:
         raise ValueError(f"{README}: the lines around the table of results are missing")
+    first = list_results()[0]
+    for line, side in (("before", first["baseline"]), ("after", first["compressed"])):
+        figure = f"{side['latency_ms']['p50']:.1f} ms"
+        head = re.sub(PICTURE_LINE.format(line), rf"\g<1>{figure}", head, flags=re.MULTILINE)
     return head + begin + format_results() + end + tail
 
 

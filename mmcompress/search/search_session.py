@@ -205,6 +205,8 @@ class TrialJournal:
         self.trials_by_key: dict[str, Trial] = {}
         self.best_trial: Trial | None = None
         """The trial of least loss within the budget."""
+        self.failed_keys: set[str] = set()
+        """Candidates that failed in this session with all retries. A later one tries them again."""
         for trial in self.earlier_trials:
             self.keep_trial_of_now(trial)
 
@@ -266,14 +268,18 @@ class TrialJournal:
         assert proposal.optuna_trial is not None
         self.sampling.tell(proposal.optuna_trial, finished)
 
-    def tell_pending(self, proposal: Proposal) -> None:
-        """Tell the sampler that a candidate is on a worker already; nothing is written."""
+    def tell_without_result(self, proposal: Proposal) -> None:
+        """Tell the sampler that a candidate is not evaluated again; nothing is written.
+
+        It is on a worker already, or it failed there.
+        """
         assert proposal.optuna_trial is not None
-        failed = self.make_failed(proposal, "it is on a worker already")
+        failed = self.make_failed(proposal, "it is not evaluated again")
         self.sampling.tell(proposal.optuna_trial, failed)
 
     def record_failure(self, proposal: Proposal, error: BaseException) -> None:
         """Write the error of a proposal."""
+        self.failed_keys.add(proposal.candidate.make_key())
         self._write(proposal, self.make_failed(proposal, describe_error(error)))
 
     def make_failed(self, proposal: Proposal, error: str) -> FrozenTrial:
@@ -490,13 +496,13 @@ class SearchSession:
         return bool(origins - {LEVEL_SWITCH_ORIGIN})
 
     def _list_known_keys(self) -> set[str]:
-        """List the keys of all candidates that are evaluated or running."""
+        """List the keys of all candidates that are evaluated, that failed, or that are running."""
         pending_keys = {proposal.candidate.make_key() for proposal in self.list_pending()}
-        return self.journal.trials_by_key.keys() | pending_keys
+        return self.journal.trials_by_key.keys() | self.journal.failed_keys | pending_keys
 
     def _is_known(self, key: str) -> bool:
-        """Return whether the candidate with a key is evaluated or running."""
-        if key in self.journal.trials_by_key:
+        """Return whether the candidate with a key is evaluated, failed, or running."""
+        if key in self.journal.trials_by_key or key in self.journal.failed_keys:
             return True
         return any(proposal.candidate.make_key() == key for proposal in self.list_pending())
 
@@ -538,7 +544,7 @@ class SearchSession:
             if known_trial is not None:
                 self.journal.tell_known(proposal, known_trial)
             else:
-                self.journal.tell_pending(proposal)
+                self.journal.tell_without_result(proposal)
         return None
 
     def settle_trial(self, trial: RunningTrial) -> None:
@@ -574,7 +580,10 @@ class SearchSession:
         if best_trial is None:
             text = "nothing within the budget yet"
         else:
-            text = f"best loss {best_trial.loss:.3f} at {best_trial.latency_ms:.2f} ms"
+            text = (
+                f"best loss {best_trial.loss:.3f} at {best_trial.latency_ms:.2f} of "
+                f"{self.problem.budget_ms:.2f} ms"
+            )
         share = min(self.evaluated / self.total, 1.0)
         self.progress(f"trial {self.evaluated} of {self.total}: {text}", share)
 
