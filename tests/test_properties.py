@@ -6,6 +6,7 @@ Each property is held against an oracle of its own: an enumeration, or a definit
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -41,6 +42,7 @@ from mmcompress.runtime.beam_search import (
     beam_search,
     count_repeated_tail,
 )
+from mmcompress.runtime.token_scores import TokenScores
 from mmcompress.search.allocation import (
     allocate_by_knapsack,
     allocate_by_rank,
@@ -1059,22 +1061,32 @@ class RandomModel:
     seed: int
     vocabulary: int
     calls: list[int] = field(default_factory=list)
+    lists_best: bool = False
+    """Whether a step lists as many of the best tokens as it needs, and not the scores of all."""
 
     def log_probabilities(self, prefix: Sequence[int]) -> np.ndarray:
         rng = np.random.default_rng([self.seed, *[int(token) for token in prefix]])
         logits = 2 * rng.standard_normal(self.vocabulary)
         return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
 
-    def decode(self, ids_BT, position, past):
+    def decode(self, ids_BT, position, past, best_tokens=0):
         (history_BS,) = past
         assert history_BS.shape[1] == position
         self.calls.append(position)
         prefixes = np.concatenate([history_BS, ids_BT], axis=1)
-        return np.stack([self.log_probabilities(prefix) for prefix in prefixes]), [prefixes]
+        scores_BV = np.stack([self.log_probabilities(prefix) for prefix in prefixes])
+        if not best_tokens:
+            return TokenScores(scores_BV), [prefixes]
+        ids_BK = np.argsort(-scores_BV, axis=1, kind="stable")[:, :best_tokens]
+        return TokenScores(np.take_along_axis(scores_BV, ids_BK, 1), ids_BK), [prefixes]
 
     def write(self, generation: Generation, **options) -> list[ScoredSequence]:
+        best_tokens = 0
+        if self.lists_best and not generation.needs_all_scores:
+            best_tokens = generation.count_best_tokens()
+        decode = functools.partial(self.decode, best_tokens=best_tokens)
         past = [np.zeros((generation.beams, 0), np.int64)]
-        return beam_search(self.decode, past, generation=generation, **options)
+        return beam_search(decode, past, generation=generation, **options)
 
 
 def list_sequences(model: RandomModel, generation: Generation) -> list[ScoredSequence]:
@@ -1100,7 +1112,11 @@ def list_sequences(model: RandomModel, generation: Generation) -> list[ScoredSeq
 
 @st.composite
 def models(draw, *, vocabularies=(3, 4)) -> RandomModel:
-    return RandomModel(seed=draw(seeds), vocabulary=draw(st.sampled_from(vocabularies)))
+    return RandomModel(
+        seed=draw(seeds),
+        vocabulary=draw(st.sampled_from(vocabularies)),
+        lists_best=draw(st.booleans()),
+    )
 
 
 @st.composite

@@ -129,8 +129,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path):
     ("result", "message"),
     [
         ({"seconds": 0.0}, "evaluate_wrongly gives no loss"),
-        ({"loss": 1.0}, "evaluate_wrongly gives no seconds"),
-        ({"loss": math.nan, "seconds": 0.0, "quality": {}}, "the loss is nan"),
+        ({"loss": math.nan}, "the loss is nan"),
     ],
 )
 def test_an_evaluation_without_a_usable_loss_fails_its_trial_alone(tmp_path, result, message):

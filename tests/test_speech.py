@@ -24,6 +24,7 @@ from mmcompress.run import run_targets as workflow
 from mmcompress.runtime.audio import SAMPLE_RATE, compute_log_mel, open_audio, split_sound
 from mmcompress.runtime.beam_search import Generation, beam_search, count_repeated_tail
 from mmcompress.runtime.graph import load_bundle
+from mmcompress.runtime.token_scores import TokenScores
 from mmcompress.stats import Quality, compute_quality_retained, estimate_quality
 from mmcompress.storage import read_record
 
@@ -222,7 +223,7 @@ def test_the_guard_ends_a_loop_and_says_so(beams):
     def step(ids, position, past):
         scores = np.full((len(ids), 12), -9.0, np.float32)
         scores[np.arange(len(ids)), [5 + (int(t) - 4) % 4 for t in ids[:, -1]]] = -0.1
-        return scores, past
+        return TokenScores(scores), past
 
     options = {"bos": 8, "eos": 2, "pad": 1, "beams": beams, "max_tokens": 60}
     found = beam_search(step, [], generation=Generation(**options, guard=True))

@@ -8,6 +8,7 @@ Shapes: B beams, V vocabulary, K tokens that are listed of each row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
@@ -108,12 +109,17 @@ def rank_best_tokens(
     rows = zip(running_scores, values_BK.tolist(), ids_BK.tolist(), strict=True)
     for beam, (running_score, values, ids) in enumerate(rows):
         row_options: list[RankedOption] = []
+        banned_options: list[RankedOption] = []
         for value, token in zip(values, ids, strict=True):
-            if token not in banned_ids:
-                row_options.append((running_score + value, beam, token))
-                if len(row_options) == option_count:
-                    break
-        options += row_options
+            if token in banned_ids:
+                banned_options.append((-math.inf, beam, token))
+                continue
+            row_options.append((running_score + value, beam, token))
+            if len(row_options) == option_count:
+                break
+        # Of a tiny vocabulary, what is banned fills the list: every beam needs some token.
+        missing = option_count - len(row_options)
+        options += row_options + banned_options[:missing]
     options.sort(key=get_score, reverse=True)
     return options[:option_count]
 

@@ -257,8 +257,8 @@ class TrialJournal:
             candidate=proposal.candidate,
             latency_ms=proposal.latency_ms,
             loss=result["loss"],
-            quality=result["quality"],
-            evaluation_seconds=result["seconds"],
+            quality=result.get("quality", {}),
+            evaluation_seconds=result.get("seconds", 0.0),
             worker=result["worker"],
         )
 
@@ -555,7 +555,7 @@ class SearchSession:
         error = trial.task.future.exception()
         if error is None:
             result = trial.task.future.result()
-            self.evaluation_seconds += result["seconds"]
+            self.evaluation_seconds += result.get("seconds", 0.0)
             if math.isfinite(result["loss"]):
                 self.journal.record_result(trial.proposal, result)
             else:
