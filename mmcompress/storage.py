@@ -17,7 +17,7 @@ import stat
 import types
 import typing
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -472,8 +472,13 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise
-    shutil.rmtree(folder, ignore_errors=True)
+    # It is moved away as a whole: nobody ever sees half of it.
+    replaced = folder.with_name(f"{folder.name}.old{UNFINISHED_SUFFIX}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        folder.rename(replaced)
     unfinished.replace(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _grant_usual_access(folder: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import stat
+import threading
+from contextlib import suppress
 
 import pytest
 import torch
@@ -272,3 +274,32 @@ def test_what_a_killed_run_was_writing_is_removed_before_it_goes_on(folder, open
     assert (folder.path / "earlier.new" / "distill.json").exists()
     look_through(run)
     assert not told and not list(folder.path.rglob("*.damaged*"))
+
+
+def test_a_folder_that_is_replaced_is_never_seen_without_its_files(tmp_path):
+    folder = tmp_path / "folder"
+    is_over = threading.Event()
+    seen = []
+
+    def look():
+        while not is_over.is_set():
+            # Between two names it is not there for a moment.
+            with suppress(FileNotFoundError):
+                before = os.stat(folder)
+                names = tuple(sorted(os.listdir(folder)))
+                # Otherwise it was moved away while it was listed.
+                if os.path.samestat(before, os.stat(folder)):
+                    seen.append(names)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        for number in range(200):
+            with replace_folder(folder) as unfinished:
+                for name in ("a", "b", "c"):
+                    (unfinished / name).write_text(str(number))
+    finally:
+        is_over.set()
+        watcher.join()
+    assert set(seen) == {("a", "b", "c")}
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
