@@ -255,6 +255,22 @@ def test_what_each_node_gave_up_adds_up():
     )
 
 
+def test_a_node_that_gave_up_positions_alone_says_so():
+    summary = make_summary()
+    before = summary.baseline.nodes["vision"]
+    tokens = make_block("tokens", "tokens", units=64)
+    cut = replace(
+        summary,
+        kept_units={"vision": {"tokens": 40}},
+        blocks={"vision": (tokens,)},
+        baseline=replace(summary.baseline, nodes={"vision": before}),
+        compressed=replace(summary.compressed, nodes={"vision": before}),
+    )
+    assert list_node_shares(cut)[0].reason == "40 of 64 positions kept"
+    whole = replace(cut, kept_units={"vision": {"tokens": 64}})
+    assert list_node_shares(whole)[0].reason == "nothing"
+
+
 def test_markdown_tells_what_the_page_tells(tmp_path):
     summary = make_summary(latency_margin=0.02)
     page = write_report(summary, tmp_path)

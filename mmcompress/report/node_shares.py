@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from mmcompress.results.records import Summary
 
 
+LEAST_TOLD_SHARE = 0.005
+"""Share of the parameters of a node below which none count as removed."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NodeShare:
     """What one node gave up for the target."""
@@ -62,8 +66,13 @@ def _describe_cuts(summary: Summary, name: str) -> str:
     dropped = [block.name for block in blocks if kept_units.get(block.name, block.units) == 0]
     if dropped:
         parts.append(f"dropped: {', '.join(dropped)}")
+    for block in blocks:
+        positions = kept_units.get(block.name, block.units)
+        if block.group == "tokens" and positions < block.units:
+            parts.append(f"{positions} of {block.units} positions kept")
     removed_share = 1 - after.params / before.params if before.params else 0.0
-    parts.append(f"{removed_share:.0%} of its parameters removed")
+    if removed_share >= LEAST_TOLD_SHARE:
+        parts.append(f"{removed_share:.0%} of its parameters removed")
     unimodal = after.unimodal_ratio
     cross_modal = after.cross_modal_ratio
     if unimodal is not None and cross_modal is not None and cross_modal < unimodal:
@@ -71,4 +80,4 @@ def _describe_cuts(summary: Summary, name: str) -> str:
             f"cross-modal layers were spared ({cross_modal:.0%} of their units, of others "
             f"{unimodal:.0%})"
         )
-    return "; ".join(parts)
+    return "; ".join(parts) or "nothing"
