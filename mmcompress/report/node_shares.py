@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from mmcompress.results.records import Summary
 
-
 LEAST_TOLD_SHARE = 0.005
 """Share of the parameters of a node below which none count as removed."""
 
