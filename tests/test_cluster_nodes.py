@@ -103,6 +103,7 @@ def test_a_secret_is_looked_for_by_its_name(monkeypatch):
         ("cluster.runtime_env.env_vars", {"A B": "1"}, "no name of an environment variable"),
         ("cluster.secrets", ["HF TOKEN"], "no name of an environment variable"),
         ("cluster.runtime_env.conda", "x", "conda"),
+        ("search.ray_address", "ray://me:secret@head:10001", "it holds a user or a password"),
     ],
 )
 def test_a_secret_in_a_spec_and_other_mistakes_are_refused(tiny, key, value, message):

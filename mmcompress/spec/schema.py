@@ -445,6 +445,16 @@ def check_storage_url(url: str) -> str:
     return url
 
 
+def check_ray_address(address: str) -> str:
+    """Return the address of a Ray cluster, or raise `ValueError`."""
+    if "@" in address:
+        raise ValueError(
+            "it holds a user or a password, which would stand in the run folder: Ray takes none; "
+            "see RAY_AUTH_MODE"
+        )
+    return address
+
+
 @dataclass(frozen=True, kw_only=True)
 class Search:
     """How structures are searched for."""
@@ -468,7 +478,7 @@ class Search:
     """Where trials run: see `mmcompress list executors`."""
     workers: Annotated[int, Field(ge=1, le=4096)] = 2
     """Trials at a time."""
-    ray_address: str | None = None
+    ray_address: Annotated[str, AfterValidator(check_ray_address)] | None = None
     """Address of a running Ray cluster: `auto` or HOST:PORT. Without it, a local Ray is started."""
     storage: Annotated[str, AfterValidator(check_storage_url)] = ""
     """Where trials are kept: a PostgreSQL database, `postgresql://USER@HOST:PORT/DATABASE`. Its
