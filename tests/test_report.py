@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from made_summary import (
@@ -42,6 +46,8 @@ from mmcompress.stats import Latency, Quality
 from mmcompress.storage import write_record
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.load_summary import load_summary
+
+REPORTS = Path(__file__).resolve().parents[1] / "reports"
 
 VOID_TAGS = {"meta", "br", "link", "img", "hr", "input"}
 
@@ -525,3 +531,19 @@ def test_a_target_that_is_met_or_missed_by_chance_is_told(tmp_path, capsys, marg
     assert ("known to ± 50.0 % and lies that near" in page) is is_told
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert ("another measurement may end on its other side" in text) is is_told
+
+
+def test_a_report_is_written_again_without_torch(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    shutil.copy(REPORTS / "clip_captioner" / "2x" / "summary.json", folder)
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'transformers', 'ray', 'optuna'): sys.modules[name] = None\n"
+        "from mmcompress.cli import main\n"
+        f"main(['report', {str(folder)!r}])\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    page = (folder / "report.html").read_text()
+    assert "How the budget was split" in page and page.count("<svg") >= 5
+    assert (folder / "report.md").stat().st_size > 5_000
