@@ -22,6 +22,7 @@ PROFILE_SPEC = "mmcompress.cli.profile_tables:profile_spec"
 def profile_command(spec: str, folder: str | None, resume: bool, settings: tuple[str, ...]) -> None:
     """Measure the dense pipeline: per node and block, with the modality of every layer."""
     overrides = parse_settings(settings)
+    # A wrong spec is told before torch is imported.
     load_spec(spec, overrides)
     place = folder or name_profile_folder(spec, overrides)
     resolve_entry(PROFILE_SPEC)(spec, place, overrides=overrides, resume=resume or not folder)

@@ -26,6 +26,11 @@ def _get_place(trial: Trial) -> tuple[float, float]:
     return trial.latency_ms, trial.loss
 
 
+def clip_loss(loss: float, highest: float) -> float:
+    """Return the loss that is drawn: the upper end of an axis where it is higher or no number."""
+    return min(loss, highest) if math.isfinite(loss) else highest
+
+
 def find_loss_range(trials: Sequence[Trial]) -> tuple[float, float]:
     """Return the lowest loss, and the highest one but for the worst trials."""
     losses = sorted(trial.loss for trial in trials if math.isfinite(trial.loss))

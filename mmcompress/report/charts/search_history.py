@@ -15,7 +15,7 @@ from mmcompress.report.charts.vega import (
     make_chart,
     render_chart,
 )
-from mmcompress.report.trial_rows import find_loss_range
+from mmcompress.report.trial_rows import clip_loss, find_loss_range
 from mmcompress.results.records import Summary, Trial
 
 HISTORY_HEIGHT = 260
@@ -37,16 +37,15 @@ def draw_search_history(summary: Summary) -> str:
     best_rows: list[Row] = []
     best_loss = math.inf
     for place, trial in enumerate(sorted(summary.trials, key=_get_number), start=1):
-        drawn_loss = min(trial.loss, highest) if math.isfinite(trial.loss) else highest
         is_within = trial.latency_ms <= summary.target.latency_ms
         if is_within and trial.loss < best_loss:
             best_loss = trial.loss
         if math.isfinite(best_loss):
-            best_rows.append({"place": place, "loss": min(best_loss, highest)})
+            best_rows.append({"place": place, "loss": clip_loss(best_loss, highest)})
         rows.append(
             {
                 "place": place,
-                "loss": drawn_loss,
+                "loss": clip_loss(trial.loss, highest),
                 "within": is_within,
                 "description": f"trial {place}: loss {trial.loss:.3f}, {trial.latency_ms:.2f} ms",
             }

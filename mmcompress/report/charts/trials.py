@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import altair
 
 from mmcompress.graph.structure import Candidate
@@ -18,7 +16,7 @@ from mmcompress.report.charts.vega import (
     make_chart,
     render_chart,
 )
-from mmcompress.report.trial_rows import find_loss_range, list_front_trials
+from mmcompress.report.trial_rows import clip_loss, find_loss_range, list_front_trials
 from mmcompress.results.records import LEVEL_SWITCH_ORIGIN, Summary, Trial
 
 TRIALS_HEIGHT = 330
@@ -92,14 +90,13 @@ def draw_trials(summary: Summary) -> str:
 
 def _make_row(trial: Trial, highest: float, *, limit_ms: float) -> Row:
     """Return the row of a trial; it lies at the upper end where its loss is higher or no number."""
-    loss = min(trial.loss, highest) if math.isfinite(trial.loss) else highest
     series = SWITCHED_NAME if trial.origin == LEVEL_SWITCH_ORIGIN else SAMPLED_NAME
     if trial.latency_ms > limit_ms:
         series = INFEASIBLE_NAME
     figures = f"{trial.latency_ms:.2f} ms, loss {trial.loss:.3f}"
     return {
         "latency": trial.latency_ms,
-        "loss": loss,
+        "loss": clip_loss(trial.loss, highest),
         "origin": series,
         "description": f"trial {trial.number} ({trial.origin_name}): {figures}",
         "ring": f"chosen: trial {trial.number}",
