@@ -28,6 +28,7 @@ import ray.train
 import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmcompress.data.base import Dataset
 from mmcompress.distill.checkpoint import Checkpoint
@@ -258,7 +259,9 @@ def _locate_storage(run: RunContext) -> tuple[str, pyarrow.fs.FileSystem | None]
 @contextmanager
 def _pass_messages_on(progress: StageProgress) -> Iterator[Queue]:
     """Give a queue whose messages reach a person for the length of the block."""
-    messages = Queue(actor_options={"num_cpus": 0})
+    # On the node of the run: a node that is lost would take the messages, and the training, along.
+    place = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    messages = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": place})
     is_over = threading.Event()
 
     def pass_on() -> None:
