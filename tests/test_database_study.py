@@ -8,20 +8,29 @@ import threading
 import time
 from collections import Counter
 
+import optuna
 import pytest
 import small_search
 from click.testing import CliRunner
 from deadly_trials import evaluate_units
+from free_port import find_free_port
+from optuna.trial import TrialState
 from small_postgres import SmallPostgres, find_program
 
 from mmcompress.cli import main
 from mmcompress.errors import ClusterError, DataError, SpecError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.results.records import Summary
+from mmcompress.run.inspect_run import inspect_run
 from mmcompress.search import database_study, study
-from mmcompress.search.database_study import check_database, open_database_study
+from mmcompress.search.database_study import (
+    DatabaseRecord,
+    check_database,
+    list_database_faults,
+    open_database_study,
+)
 from mmcompress.search.search_session import run_study
-from mmcompress.storage import read_record
+from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.folder import RunFolder
 
 
@@ -146,6 +155,36 @@ def test_a_url_that_can_not_be_is_refused_without_its_password(tiny, url, messag
     with pytest.raises(SpecError, match=message) as caught:
         load_spec(tiny / "spec.yaml", {"search.storage": url})
     assert "secret" not in str(caught.value)
+
+
+def test_the_doctor_sees_what_is_wrong_with_a_study_in_a_database(server, tmp_path):
+    (tmp_path / "spec.json").write_text('{"nodes": {}}')
+    record = RunFolder(path=tmp_path).database_study
+    book = open_database_study(server.url, record, tell=print)
+    search(book)
+    assert list_database_faults(record) == []
+    book.ask()  # a trial that runs, and nobody works on it
+    trial = optuna.trial.create_trial(state=TrialState.COMPLETE, value=1.0)
+    optuna.Study.add_trial(book, trial)
+    faults = list_database_faults(record)
+    assert [fault.partition(" ")[2].partition(" ")[2] for fault in faults] == [
+        "is still running, and nobody works on it",
+        "has no constraint: it counts as feasible",
+        "has no structure",
+    ]
+    found = {finding.fault for finding in inspect_run(tmp_path) if finding.path == record}
+    assert found == set(faults)
+    optuna.delete_study(study_name=book.study_name, storage=book._storage)
+    assert "has no study" in list_database_faults(record)[0]
+
+
+def test_the_doctor_tells_that_a_database_gives_no_answer(tmp_path):
+    (tmp_path / "spec.json").write_text('{"nodes": {}}')
+    record = RunFolder(path=tmp_path).database_study
+    nobody = f"postgresql://someone@127.0.0.1:{find_free_port()}/trials"
+    write_record(record, DatabaseRecord(storage=nobody, name="lost"))
+    faults = [finding.fault for finding in inspect_run(tmp_path) if finding.path == record]
+    assert len(faults) == 1 and nobody in faults[0] and "refused" in faults[0]
 
 
 @pytest.mark.very_slow

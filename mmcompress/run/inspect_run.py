@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmcompress.errors import DataError, MmcompressError
+from mmcompress.registry import resolve_entry
 from mmcompress.results.records import Summary
 from mmcompress.run.check_records import (
     DamagedFileMover,
@@ -23,6 +24,9 @@ from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.hold_folder import WAIT, hold_folder, is_held
 from mmcompress.workspace.move_artifacts import finish_interrupted_move
+
+LIST_DATABASE_FAULTS = "mmcompress.search.database_study:list_database_faults"
+"""Looks at trials in a database; it needs packages that not every install has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +74,8 @@ def inspect_run(path: str | Path) -> list[RunFinding]:
     check_shared_records(folder, finder)
     for target in _list_target_folders(folder):
         check_artifact_records(target, finder, nodes=nodes)
-        finder.findings += _inspect_study(target)
+        finder.findings += _inspect_journal(target)
+        _check_database_study(target, finder)
         finder.findings += _find_contradictions(target)
     finder.findings += [
         RunFinding(path=leftover, fault="a run that was killed left it unfinished")
@@ -125,6 +130,7 @@ def _list_target_folders(folder: RunFolder) -> list[RunFolder]:
         target
         for target in [folder, *folder.list_inner_folders()]
         if target.study.exists()
+        or target.database_study.exists()
         or target.fitted.exists()
         or target.summary.exists()
         or target.has_next()
@@ -132,11 +138,25 @@ def _list_target_folders(folder: RunFolder) -> list[RunFolder]:
     ]
 
 
-def _inspect_study(target: RunFolder) -> Iterator[RunFinding]:
+def _inspect_journal(target: RunFolder) -> Iterator[RunFinding]:
     """Find what is wrong with the journal of a search."""
     if target.study.exists():
         for fault in list_study_faults(target.study):
             yield RunFinding(path=target.study, fault=fault)
+
+
+def _check_database_study(target: RunFolder, finder: _Finder) -> None:
+    """Find what is wrong with a search whose trials are in a database."""
+    path = target.database_study
+    if not path.exists():
+        return
+
+    def check() -> None:
+        # Only an install with the extra `postgresql` can look there.
+        for fault in resolve_entry(LIST_DATABASE_FAULTS)(path):
+            finder.findings.append(RunFinding(path=path, fault=fault))
+
+    finder.check(check, [path])
 
 
 def _find_contradictions(target: RunFolder) -> Iterator[RunFinding]:

@@ -23,6 +23,7 @@ from mmcompress.errors import ClusterError, DataError
 from mmcompress.registry import name_missing_packages
 from mmcompress.runtime.quiet_loggers import silence_logger
 from mmcompress.search.sampling import OPTUNA_LOGGER
+from mmcompress.search.study import list_trial_faults, read_finished_trials
 from mmcompress.storage import read_record, write_record
 
 DRIVER = "postgresql+psycopg"
@@ -101,6 +102,34 @@ def open_database_study(
         return storage
 
     return DatabaseStudy(record.name, wait_for_database(connect, tell=tell), tell=tell)
+
+
+@silence_logger(OPTUNA_LOGGER)
+def list_database_faults(record_path: Path) -> list[str]:
+    """List what is wrong with a study in a database that nobody works on. Nothing is written.
+
+    Args:
+        record_path: The file of the run folder that holds the name of the study.
+
+    Returns:
+        Faults in words; empty for a study that is whole.
+
+    Raises:
+        DataError: The database gives no answer, or the file is damaged.
+        MissingPackage: The driver of PostgreSQL is not installed.
+    """
+    record = read_record(DatabaseRecord, record_path)
+    check_database(record.storage)
+    try:
+        storage = RDBStorage(
+            _add_driver(record.storage),
+            engine_kwargs=_make_engine_options(),
+            skip_table_creation=True,
+        )
+        study = optuna.load_study(study_name=record.name, storage=storage)
+    except (KeyError, RuntimeError, DBAPIError) as error:
+        return [f"{record.storage} has no study {record.name}: {_describe_error(error)}"]
+    return list_trial_faults(study, read_finished_trials(study))
 
 
 class DatabaseStudy(optuna.Study):

@@ -109,6 +109,19 @@ def list_study_faults(path: Path) -> list[str]:
         trials = read_finished_trials(study)
     except Exception as error:  # Optuna replays the lines, and meets whatever is wrong with them
         return [f"it can't be replayed: {type(error).__name__}: {error}"]
+    return list_trial_faults(study, trials)
+
+
+def list_trial_faults(study: optuna.Study, trials: Sequence[Trial]) -> list[str]:
+    """List what is wrong with the trials of a study that nobody works on.
+
+    Args:
+        study: The study.
+        trials: Its finished trials.
+
+    Returns:
+        Faults in words; empty where every trial stands in it once, and whole.
+    """
     faults: list[str] = []
     numbers = [trial.number for trial in trials]
     for number in sorted(set(numbers)):
