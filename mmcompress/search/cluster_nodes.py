@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mmcompress.errors import ClusterError
@@ -139,6 +139,8 @@ def check_nodes(cluster: Cluster) -> None:
             facts: NodeFacts = ray.get(answer, timeout=ANSWER_SECONDS)
         except GetTimeoutError:
             problems.append(f"{name} does not answer within {ANSWER_SECONDS:.0f} s")
+        except OutOfMemoryError:
+            problems.append(f"{name} has no memory left for a task")
         except RayError as error:
             reason = str(error).strip().splitlines()[-1]
             problems.append(f"{name} can't run a task: {reason}")

@@ -101,6 +101,13 @@ def _explain_ended_worker(
     is_crash = isinstance(error, WorkerCrashedError)
     if is_crash and 0 < watchdog_seconds <= seconds:
         return TrialTimeout(describe_ended_worker(evaluate))
+    if isinstance(error, OutOfMemoryError):
+        return WorkerDied(
+            "Ray ended the worker process, since the memory of its node ran out; have a trial "
+            "reserve more (resources.trial.memory_gb), or take fewer workers"
+        )
+    if isinstance(error, NodeDiedError):
+        return WorkerDied("the node of the worker was lost; another worker takes its place")
     return WorkerDied(
         "the worker process ended (killed, or out of memory); another one takes its place"
     )
