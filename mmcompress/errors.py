@@ -105,6 +105,12 @@ class ClusterError(MmcompressError):
     exit_code = 2
 
 
+class JobLost(ClusterError):
+    """The job server was lost while a job ran: nobody knows whether it still does."""
+
+    exit_code = 1
+
+
 class TrackingError(MmcompressError):
     """A server that keeps the results of runs refuses, or can't be reached."""
 

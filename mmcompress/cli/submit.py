@@ -29,11 +29,14 @@ from mmcompress.spec.space import find_default_space
     type=click.Path(),
     help="Run folder on storage that the cluster sees, or storage URL such as s3://bucket/run.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    expose_value=False,
+    help="Taken for granted: a job goes on with the run in its folder.",
+)
 @add_run_options
-def submit_command(
-    spec: str, address: str, folder: str, resume: bool, space: str | None, **options: Any
-) -> None:
+def submit_command(spec: str, address: str, folder: str, space: str | None, **options: Any) -> None:
     """Run the same command as a job on a Ray cluster; follow its log until it ends."""
     overrides = collect_overrides(**options) | {"search.ray_address": "auto"}
     loaded = load_spec(spec, overrides)
@@ -49,7 +52,6 @@ def submit_command(
             address,
             folder=folder,
             space=space or find_default_space(),
-            resume=resume,
             log=sys.stdout,
             tell_job=sent_jobs.append,
             runtime_env=loaded.cluster.runtime_env,

@@ -24,7 +24,7 @@ import yaml
 from ray.exceptions import RayError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
-from mmcompress.errors import ClusterError, DataError, SpecError, shorten, suggest_nearest
+from mmcompress.errors import ClusterError, DataError, JobLost, SpecError, shorten, suggest_nearest
 from mmcompress.runtime.addresses import hide_password
 from mmcompress.runtime.environment import BYTES_PER_MB
 from mmcompress.runtime.quiet_loggers import silence_logger
@@ -155,7 +155,6 @@ def submit_run(
     *,
     folder: str,
     space: str | Path,
-    resume: bool,
     log: TextIO,
     tell_job: Callable[[str], None] = ignore_job,
     runtime_env: RuntimeEnv = NOTHING_PREPARED,
@@ -164,15 +163,14 @@ def submit_run(
     """Submit a run as a job and follow its log to the end.
 
     Spec, search space, readings and the user's own modules are uploaded. A job that runs in the
-    same folder is followed, and none is sent. Where an earlier job has ended, the new one goes on
-    with its run.
+    same folder is followed, and none is sent. Where the folder holds a run of the same spec, the
+    job goes on with it, whichever cluster began it.
 
     Args:
         spec: The spec; local names in it are absolute.
         address: URL of the job server.
         folder: Run folder, on storage that the cluster sees, or a storage URL.
         space: File of the search space.
-        resume: Whether the run goes on with what is in its folder.
         log: Receives the log of the job as it grows.
         tell_job: Hears the id of the job before its log is followed.
         runtime_env: What Ray prepares on the nodes, beside what is uploaded.
@@ -196,8 +194,8 @@ def submit_run(
         _check_upload(work_folder)
         package = _copy_package(Path(scratch), spec)
         client = connect_to_server(address)
-        earlier = _list_jobs_of_folder(client, target_folder)
-        running = [job for job in earlier if not job.status.is_terminal()]
+        sent = _list_jobs_of_folder(client, target_folder)
+        running = [job for job in sent if not job.status.is_terminal()]
         settings = _hash_settings(spec, Path(space))
         if running:
             job_id = str(running[0].submission_id)
@@ -212,7 +210,7 @@ def submit_run(
         else:
             job_id = _submit_job(
                 client,
-                entrypoint=_make_command_line(target_folder, resume=resume or bool(earlier)),
+                entrypoint=_make_command_line(target_folder),
                 sent_as=sent_as,
                 work_folder=work_folder,
                 package=package,
@@ -296,7 +294,7 @@ def follow_job(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> int:
         The exit code of the run.
 
     Raises:
-        ClusterError: The connection breaks off.
+        JobLost: The connection breaks off.
     """
     status = _follow_log(client, job_id, log=log)
     try:
@@ -471,11 +469,13 @@ def _fill_work_folder(work_folder: Path, spec: SpecDocument, *, space: Path) -> 
             shutil.copy(path, work_folder)
 
 
-def _make_command_line(target_folder: str, *, resume: bool) -> str:
-    """Make the shell line of a job; it runs in the uploaded folder."""
-    arguments = ["run", SPEC_FILE, "--out", target_folder, "--space", SPACE_FILE]
-    if resume:
-        arguments.append("--resume")
+def _make_command_line(target_folder: str) -> str:
+    """Make the shell line of a job; it runs in the uploaded folder.
+
+    The cluster that began a run may be lost, and a new one knows nothing of its jobs. So every job
+    resumes; in a new folder this changes nothing.
+    """
+    arguments = ["run", SPEC_FILE, "--out", target_folder, "--space", SPACE_FILE, "--resume"]
     command = f"python -m mmcompress.cli {shlex.join(arguments)}"
     if is_remote(target_folder):
         return f"exec {command}"
@@ -486,7 +486,7 @@ def _follow_log(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> Job
     """Pass on the log of a job until it ends, and return how it ended.
 
     Raises:
-        ClusterError: The connection broke off.
+        JobLost: The connection broke off.
     """
     try:
         asyncio.run(_copy_log(client, job_id, log=log))
@@ -505,9 +505,10 @@ async def _copy_log(client: JobSubmissionClient, job_id: str, *, log: TextIO) ->
         log.flush()
 
 
-def _make_log_error(job_id: str, reason: str) -> ClusterError:
+def _make_log_error(job_id: str, reason: str) -> JobLost:
     """Make the error for a log that broke off; the job itself knows nothing of it."""
-    return ClusterError(
+    return JobLost(
         f"the log of job {job_id} broke off: {reason}; the job may go on: "
-        f"see `mmcompress job status {job_id}`"
+        f"see `mmcompress job status {job_id}`. The same command follows it again; "
+        "where the cluster is lost, it goes on with the run on another one"
     )
