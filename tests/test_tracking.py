@@ -186,8 +186,12 @@ def test_a_result_is_one_run_with_its_figures_and_files(environment, server, run
     assert metrics["validation_loss"] == pytest.approx(0.2)
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
     assert tags["target"] == summary.target.text
+    params = {param["key"]: param["value"] for param in run["data"]["params"]}
+    assert params == {"measure.threads": "2"}
     root = ask(server, f"artifacts/list?run_id={run['info']['run_id']}")["files"]
     assert {file["path"] for file in root} >= {"report.html", "summary.json", "bundle"}
+    kept = ask(server, f"artifacts/list?run_id={run['info']['run_id']}&path=bundle")["files"]
+    assert {file["path"] for file in kept} == {"bundle/manifest.json", "bundle/vision"}
     # The same result again is known; another one is another run.
     assert send(environment, f"mlflow:{server}", folder).stdout.strip() == address
     other = run_folder_of(replace(summary, speedup=3.0))

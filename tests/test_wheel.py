@@ -1,4 +1,4 @@
-"""The wheel, installed in an environment of its own, works outside the checkout."""
+"""The wheel, built from the sdist and installed in an environment of its own, works outside the checkout."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ def installed(tmp_path_factory):
             shutil.copy(path, source / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel_options = ["--no-deps", "--no-build-isolation", "--wheel-dir", str(folder)]
-    subprocess.run([*pip, "wheel", *wheel_options, str(source)], check=True)
+    # The way to a package index: the sdist of the sources, and the wheel of the sdist.
+    build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    quiet = {"stdout": subprocess.DEVNULL}
+    subprocess.run([sys.executable, "-c", build, str(folder)], cwd=source, check=True, **quiet)
+    [sdist] = folder.glob("*.tar.gz")
+    subprocess.run([*pip, "wheel", *wheel_options, str(sdist)], check=True)
     [wheel] = folder.glob("*.whl")
     environment = folder / "venv"
     venv.create(environment, with_pip=False)
