@@ -231,7 +231,10 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture()
 def start_cluster(monkeypatch):
-    """`start_cluster(*nodes)`: a cluster with nodes of these options, which ends with the test."""
+    """`start_cluster(*nodes, **system)`: a cluster with nodes of these options, which ends with the test.
+
+    `system` has settings of Ray itself, by their names.
+    """
     from ray._private import ray_constants
     from small_cluster import SmallCluster
 
@@ -240,8 +243,8 @@ def start_cluster(monkeypatch):
     monkeypatch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", False)
     started = []
 
-    def start(*nodes):
-        started.append(SmallCluster(nodes))
+    def start(*nodes, **system):
+        started.append(SmallCluster(nodes, **system))
         return started[-1]
 
     yield start

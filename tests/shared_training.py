@@ -1,13 +1,13 @@
-"""A training that two workers of a local Ray share: `shared_training.py SPEC OUT STEPS [URL]`.
+"""A training that two workers of Ray share: `shared_training.py SPEC OUT STEPS [options]`.
 
-With a storage URL, its checkpoints go there.
+With a storage URL, its checkpoints go there. Without an address, a local Ray is started.
 
 What it tells goes to standard output, a line each. With a training under way in OUT it goes on.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from mmcompress.graph.structure import cut_each_block
@@ -25,13 +25,14 @@ SETTINGS = {
 }
 
 
-def main(spec: str, out: Path, steps: int, url: str = "") -> None:
+def main(spec: str, out: Path, steps: int, *, url: str, ray_address: str) -> None:
+    """Train the tiny pipeline, cut by half."""
     # A report of a checkpoint takes Ray some two seconds.
     train_on_ray.SHARED_CHECKPOINT_SECONDS = 4.0
     run = open_run(
         spec,
         out,
-        overrides={**SETTINGS, "distill.steps": steps},
+        overrides={**SETTINGS, "distill.steps": steps, "search.ray_address": ray_address or None},
         resume=out.exists(),
         on_progress=lambda stage, message, share: print(message, flush=True),
     )
@@ -49,4 +50,11 @@ def main(spec: str, out: Path, steps: int, url: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("spec")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--url", default="")
+    parser.add_argument("--ray-address", default="")
+    given = parser.parse_args()
+    main(given.spec, given.out, given.steps, url=given.url, ray_address=given.ray_address)

@@ -11,10 +11,12 @@ RECONNECT_SECONDS = 15
 class SmallCluster:
     """A cluster whose head runs no tasks, with some worker nodes."""
 
-    def __init__(self, nodes):
+    def __init__(self, nodes, **system):
         from ray._common.network_utils import find_free_port
         from ray.cluster_utils import Cluster
 
+        job_port = find_free_port()
+        self.job_address = f"http://127.0.0.1:{job_port}"
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
@@ -22,9 +24,12 @@ class SmallCluster:
                 "include_dashboard": True,
                 "node_ip_address": "127.0.0.1",
                 "dashboard_host": "127.0.0.1",
-                "dashboard_port": find_free_port(),
+                "dashboard_port": job_port,
                 "dashboard_agent_listen_port": find_free_port(),
-                "_system_config": {"gcs_rpc_server_reconnect_timeout_s": RECONNECT_SECONDS},
+                "_system_config": {
+                    "gcs_rpc_server_reconnect_timeout_s": RECONNECT_SECONDS,
+                    **system,
+                },
             },
         )
         self.nodes = [self.add_node(**node) for node in nodes]

@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
 import threading
-import time
 from collections import Counter
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 from small_cluster import by_value
-from small_redis import serve_redis
 from small_search import go
 
 from mmcompress.errors import ClusterError
-from mmcompress.results.records import Summary
 from mmcompress.search import study
 from mmcompress.search.cluster_nodes import EXPECTED_VARIABLE, list_versions
-from mmcompress.search.executors import ExecutorSettings
-from mmcompress.search.ray_executor import RayExecutor
+from mmcompress.search.executors import ExecutorSettings, WorkerDied
+from mmcompress.search.ray_executor import RayExecutor, _pass_on
 from mmcompress.spec.schema import Cluster, RuntimeEnv, TaskResources
-from mmcompress.storage import read_record
-
-AWAY_SECONDS = 3
-"""Seconds between the death of a head and its return."""
 
 
 @pytest.fixture()
@@ -65,6 +59,26 @@ def crash_on_a_whole_node(folder, candidate):
         key = hashlib.sha256(repr(candidate).encode()).hexdigest()
         (Path(folder) / f"{key}-{uuid.uuid4().hex}").touch()
         raise RuntimeError("this structure always crashes")
+    lost = sum(64 - units for units in candidate["kept_units"]["a"].values())
+    return {"loss": float(lost), "quality": {}, "seconds": 0.0}
+
+
+def eat_memory_on_a_whole_node(folder, candidate):
+    """Take memory for some candidates until there is no more: 256 MB from where the worker is."""
+    import resource
+
+    if candidate["kept_units"]["b"]["0"] == 64:
+        _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        room = pages * resource.getpagesize() + 256 * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (room, hard_limit))
+        eaten = []
+        try:
+            while True:
+                eaten.append(bytearray(32 * 2**20))
+        finally:
+            eaten.clear()
+            resource.setrlimit(resource.RLIMIT_AS, (hard_limit, hard_limit))
     lost = sum(64 - units for units in candidate["kept_units"]["a"].values())
     return {"loss": float(lost), "quality": {}, "seconds": 0.0}
 
@@ -165,6 +179,55 @@ def test_a_trial_that_always_crashes_is_tried_thrice_and_recorded(
 
 @pytest.mark.very_slow
 @pytest.mark.timeout(300)
+def test_a_trial_that_takes_all_memory_is_recorded_and_the_search_goes_on(
+    tmp_path, start_cluster, make_executor
+):
+    executor = make_executor(start_cluster({"num_cpus": 2}), None)
+    trials = go(
+        tmp_path / "j",
+        by_value(eat_memory_on_a_whole_node),
+        trials=12,
+        mutations=2,
+        workers=2,
+        retries=1,
+        executor=executor,
+    )
+    check_journal(tmp_path / "j", trials)
+    failed = [t for t in study.open_study(tmp_path / "j").trials if "error" in t.user_attrs]
+    assert failed and trials
+    for trial in failed:
+        assert "MemoryError" in trial.user_attrs["error"] or "died" in trial.user_attrs["error"]
+
+
+@pytest.mark.very_slow
+@pytest.mark.timeout(300)
+def test_a_node_without_memory_is_refused_by_its_name(start_cluster, make_executor):
+    """Ray takes the memory for full at any use, so it ends whatever works there."""
+    one = start_cluster({"num_cpus": 1}, memory_usage_threshold=0.0, memory_monitor_refresh_ms=100)
+    with pytest.raises(ClusterError) as refused:
+        make_executor(one, None)
+    for node in one.nodes:
+        assert f"node {node.node_id[:8]} (127.0.0.1) has no memory left" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OutOfMemoryError("..."), "Ray ended the worker process, since the memory of its node ran"),
+        (NodeDiedError("..."), "the node of the worker was lost"),
+        (WorkerCrashedError(), "the worker process ended (killed, or out of memory)"),
+    ],
+)
+def test_the_end_of_a_worker_is_told_by_its_reason(error, told):
+    answer, future = Future(), Future()
+    answer.set_exception(error)
+    _pass_on(future, answer, evaluate=take_a_moment, start=0.0)
+    with pytest.raises(WorkerDied, match=re.escape(told)):
+        future.result()
+
+
+@pytest.mark.very_slow
+@pytest.mark.timeout(300)
 def test_trials_go_where_their_resources_are(tmp_path, start_cluster, make_executor):
     one = start_cluster({"num_cpus": 2}, {"num_cpus": 2, "resources": {"big": 1}, "num_gpus": 1})
     half_gpu = TaskResources(gpu=0.5, memory_gb=0.1, custom={"big": 0.25})
@@ -203,105 +266,3 @@ def test_a_node_with_other_packages_or_without_a_secret_is_refused_by_its_name(
     prepared = Cluster(runtime_env=RuntimeEnv(env_vars={"LOSS": "2.5"}), secrets=("LOSS",))
     executor = make_executor(one, "LOSS", cluster=prepared)
     assert executor.submit(by_value(read_variable), {}).result(timeout=120)["loss"] == 2.5
-
-
-def wait_for_stage(folder, stage, *, process, seconds=240):
-    """Wait until a run has told of a stage."""
-    log = folder / "progress.jsonl"
-    give_up_at = time.monotonic() + seconds
-    while time.monotonic() < give_up_at:
-        assert process.poll() is None, process.communicate()
-        if log.exists():
-            lines = [json.loads(line) for line in log.read_text().splitlines() if line.strip()]
-            if any(line.get("stage") == stage for line in lines):
-                return
-        time.sleep(0.2)
-    raise AssertionError(f"no stage '{stage}' within {seconds} s")
-
-
-def wait_for_trials(folder, count, *, process, seconds=240):
-    """Wait until so many trials of a run are finished; returns them."""
-    journal = folder / "study.journal"
-    give_up_at = time.monotonic() + seconds
-    while time.monotonic() < give_up_at:
-        assert process.poll() is None, process.communicate()
-        if journal.exists():
-            finished = study.read_finished_trials(study.open_study(journal))
-            if len(finished) >= count:
-                return finished
-        time.sleep(0.1)
-    raise AssertionError(f"no {count} trials within {seconds} s")
-
-
-@pytest.mark.very_slow
-@pytest.mark.timeout(900)
-def test_a_run_whose_cluster_loses_its_head_says_how_to_go_on_and_does(
-    tiny, tmp_path, start_cluster
-):
-    first = start_cluster({"num_cpus": 2})
-    out = tmp_path / "r"
-    command = [sys.executable, "-m", "mmcompress.cli", "run", str(tiny / "spec.yaml")]
-    command += ["--out", str(out), "--set", "search.executor=ray"]
-    command += ["--set", "search.trials=30"]
-    process = subprocess.Popen(
-        [*command, "--ray-address", first.cluster.address],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    wait_for_trials(out, 3, process=process)
-    first.lose_head()
-    _, told = process.communicate(timeout=180)
-    assert process.returncode == 1, told[-2000:]
-    last_line = told.strip().splitlines()[-1]
-    assert "nothing that was finished is lost; go on with: mmcompress run" in last_line
-    assert last_line.endswith("--resume")
-    finished = study.read_finished_trials(study.open_study(out / "study.journal"))
-    assert len(finished) >= 3
-
-    second = start_cluster({"num_cpus": 2})
-    done = subprocess.run(
-        [*command, "--ray-address", second.cluster.address, "--resume"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode in (0, 3), done.stderr[-2000:]
-    summary = read_record(Summary, out / "summary.json")
-    keys = {trial.candidate.make_key() for trial in summary.trials}
-    assert {trial.candidate.make_key() for trial in finished} <= keys
-    assert len(keys) == len(summary.trials)
-    doctor = [sys.executable, "-m", "mmcompress.cli", "doctor", str(out)]
-    assert subprocess.run(doctor, capture_output=True, check=False).returncode == 0
-
-
-@pytest.mark.very_slow
-@pytest.mark.timeout(600)
-def test_a_head_that_keeps_its_state_in_redis_comes_back_and_the_run_goes_on(
-    tiny, tmp_path, start_cluster, monkeypatch
-):
-    (tmp_path / "redis").mkdir()
-    with serve_redis(tmp_path / "redis") as address:
-        monkeypatch.setenv("RAY_REDIS_ADDRESS", address)
-        one = start_cluster({"num_cpus": 2})
-        out = tmp_path / "r"
-        command = [sys.executable, "-m", "mmcompress.cli", "run", str(tiny / "spec.yaml")]
-        command += ["--out", str(out), "--set", "search.executor=ray"]
-        command += ["--set", "search.trials=30"]
-        process = subprocess.Popen(
-            [*command, "--ray-address", one.cluster.address],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        before = wait_for_trials(out, 3, process=process)
-        one.lose_head()
-        time.sleep(AWAY_SECONDS)
-        one.restart_head()
-        _, told = process.communicate(timeout=400)
-        assert process.returncode in (0, 3), told[-2000:]
-        summary = read_record(Summary, out / "summary.json")
-        check_journal(out / "study.journal", summary.trials)
-        assert len(summary.trials) > len(before)  # work was left when the head came back
-        one.cluster.shutdown()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 
+import psutil
 import pytest
 from click.testing import CliRunner
 
@@ -87,6 +91,76 @@ def test_an_unknown_job_is_named_with_what_there_is(server):
         assert done.exit_code == 2 and "no job 'raysubmit_nothing'" in done.stderr, done.stderr
 
 
+@pytest.fixture()
+def guarded_server(tmp_path):
+    """The address of a job server that wants a token, and the file of the token.
+
+    It runs in processes of its own: Ray reads once in a process whether there are tokens.
+    """
+    from ray._common.network_utils import find_free_port
+
+    token_file = tmp_path / "token"
+    token_file.write_text(secrets.token_hex(32))
+    port = find_free_port()
+    options = {
+        "--port": find_free_port(),
+        "--node-ip-address": "127.0.0.1",
+        "--dashboard-host": "127.0.0.1",
+        "--dashboard-port": port,
+        "--dashboard-agent-listen-port": find_free_port(),
+        "--num-cpus": 0,
+        "--temp-dir": tempfile.mkdtemp(prefix="ray-"),  # a path of a test is too long for a socket
+    }
+    words = [f"{name}={value}" for name, value in options.items()]
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *words],
+        env=with_token(token_file) | {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.STDOUT,
+    )
+    yield f"http://127.0.0.1:{port}", token_file
+    started = psutil.Process(head.pid).children(recursive=True)
+    head.terminate()
+    head.wait(timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=10)
+    for process in alive:
+        process.kill()
+    shutil.rmtree(options["--temp-dir"], ignore_errors=True)
+
+
+def with_token(token_file):
+    """Return an environment that shows a token to Ray."""
+    return {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
+
+
+@pytest.mark.very_slow
+@pytest.mark.timeout(300)
+def test_a_server_that_wants_a_token_lets_in_who_has_it(guarded_server, tmp_path):
+    address, token_file = guarded_server
+    words = [sys.executable, "-m", "mmcompress.cli", "job", "status", "raysubmit_x"]
+
+    def ask(environment):
+        return subprocess.run(
+            [*words, "--address", address],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_SECONDS,
+            check=False,
+        )
+
+    give_up_at = time.monotonic() + ANSWER_SECONDS
+    while "no job 'raysubmit_x'" not in (answer := ask(with_token(token_file))).stderr:
+        assert time.monotonic() < give_up_at, answer.stderr
+    wrong_file = tmp_path / "wrong"
+    wrong_file.write_text(secrets.token_hex(32))
+    for environment in (dict(os.environ), with_token(wrong_file)):
+        refused = ask(environment)
+        assert refused.returncode == 2, refused.stderr
+        assert "does not let this machine in" in refused.stderr
+        assert "RAY_AUTH_TOKEN_PATH" in refused.stderr and "Traceback" not in refused.stderr
+
+
 @pytest.mark.very_slow
 @pytest.mark.timeout(300)
 # Ray asks aiohttp for a web socket in the old way.
@@ -116,7 +190,6 @@ def test_the_same_folder_follows_the_job_that_runs_in_it(server, tmp_path):
         server,
         folder=str(folder),
         space=tmp_path / "space.yaml",
-        resume=False,
         log=log,
         tell_job=told.append,
     )

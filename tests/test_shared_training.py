@@ -24,8 +24,8 @@ TESTS = Path(__file__).parent
 STEPS = 200
 
 
-def start(spec, out, *url):
-    command = [sys.executable, "shared_training.py", str(spec), str(out), str(STEPS), *url]
+def start(spec, out, *options):
+    command = [sys.executable, "shared_training.py", str(spec), str(out), str(STEPS), *options]
     return subprocess.Popen(command, cwd=TESTS, stdout=subprocess.PIPE, text=True)
 
 
@@ -96,6 +96,19 @@ def test_a_worker_that_is_lost_is_replaced(tiny, tmp_path):
     check_history(out)
 
 
+def test_a_node_that_is_lost_is_replaced_by_one_that_comes(tiny, tmp_path, start_cluster):
+    """Each node has a worker. Of what the training hangs on, nothing lies on the lost one."""
+    one = start_cluster({"num_cpus": 1}, {"num_cpus": 1})
+    out = tmp_path / "run"
+    process = start(tiny / "spec.yaml", out, "--ray-address", one.cluster.address)
+    read_until_checkpoint(process, (RunFolder(path=out).shared_training / WHOLE_CHECKPOINTS).exists)
+    one.lose_node(one.nodes[1])
+    one.add_node(num_cpus=1)
+    told = read_to_the_end(process)
+    assert min(list_steps(told)) > 1 and f"trained {STEPS} steps" in told
+    check_history(out)
+
+
 def test_a_run_that_is_killed_goes_on_from_the_last_checkpoint(tiny, tmp_path):
     out = tmp_path / "run"
     process = start(tiny / "spec.yaml", out)
@@ -117,10 +130,10 @@ def test_a_run_whose_machine_is_lost_goes_on_from_the_checkpoint_at_its_url(tiny
             return any(entry["Key"].endswith(WHOLE_CHECKPOINTS) for entry in found)
 
         url = "s3://runs/shared"
-        process = start(tiny / "spec.yaml", tmp_path / "one", url)
+        process = start(tiny / "spec.yaml", tmp_path / "one", "--url", url)
         read_until_checkpoint(process, is_written)
         lose_machine(process)
         shutil.rmtree(tmp_path / "one")
-        told = read_to_the_end(start(tiny / "spec.yaml", tmp_path / "other", url))
+        told = read_to_the_end(start(tiny / "spec.yaml", tmp_path / "other", "--url", url))
     assert min(list_steps(told)) > 1 and f"trained {STEPS} steps" in told
     check_history(tmp_path / "other")
