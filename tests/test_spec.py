@@ -256,6 +256,15 @@ def test_targets():
             parse_target(wrong)
 
 
+def test_a_target_that_is_a_number_alone_is_refused_with_both_readings(tiny, tmp_path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(
+        re.sub(r"(?m)^target:.*$", "target: 1.5", (tiny / "spec.yaml").read_text("utf-8"))
+    )
+    with pytest.raises(SpecError, match="say 1.5x for a speed-up, or 1.5ms for a latency"):
+        load_spec(path)
+
+
 def test_a_space_with_an_unknown_node_or_an_empty_range(tiny, tmp_path):
     spec = load_spec(tiny / "spec.yaml")
     (tmp_path / "s.yaml").write_text(

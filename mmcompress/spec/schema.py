@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     GetJsonSchemaHandler,
     ModelWrapValidatorHandler,
@@ -445,6 +446,17 @@ def check_storage_url(url: str) -> str:
     return url
 
 
+def check_target_has_unit(target: object) -> object:
+    """Return a target that is a text. A number alone could mean two things.
+
+    Raises:
+        ValueError: It is a number.
+    """
+    if isinstance(target, int | float):
+        raise ValueError(f"{target}: say {target}x for a speed-up, or {target}ms for a latency")
+    return target
+
+
 def check_ray_address(address: str) -> str:
     """Return the address of a Ray cluster, or raise `ValueError`."""
     if "@" in address:
@@ -595,7 +607,7 @@ class Spec:
     """The pairs that it is compressed and judged with."""
     metrics: tuple[Metric, ...] = (Metric(kind="retrieval"), Metric(kind="caption"))
     """What the result is judged by."""
-    target: str = "2x"
+    target: Annotated[str, BeforeValidator(check_target_has_unit)] = "2x"
     """Latency end to end: `2x`, `12ms` or `12ms p95`. Several, with commas, share all but search
     and training."""
     limits: Limits = field(default_factory=Limits)
