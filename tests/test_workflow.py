@@ -23,7 +23,14 @@ from mmcompress.graph.blocks import (
 )
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.structure import Candidate, measure_removed_share
-from mmcompress.results.records import Attempt, Bound, FreeWriting, Summary, Trial
+from mmcompress.results.records import (
+    Attempt,
+    Bound,
+    FreeWriting,
+    Summary,
+    TrainingResult,
+    Trial,
+)
 from mmcompress.run import run_targets as workflow
 from mmcompress.run.answers import answer_split, estimate_qualities
 from mmcompress.run.approach_target import (
@@ -1106,6 +1113,30 @@ def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
         "in one step" in w for w in list_warnings(replace(steep, validation_losses=losses))
     )
     assert told() and told(0.1, 0.2, 0.12) and not told(0.1, 0.105, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "ended_by", "is_told"),
+    [(20, "minutes", True), (30, "minutes", False), (20, "steps", False)],
+)
+def test_a_training_that_hardly_took_place_is_warned_about(run_folder, steps, ended_by, is_told):
+    s = read_record(Summary, run_folder / "summary.json")
+    training = TrainingResult(
+        asked_steps=100,
+        steps=steps,
+        seconds=90.0,
+        learning_rate=1e-3,
+        ended_by=ended_by,
+        loss=0.5,
+        dense_loss=0.4,
+        loss_of_twice_the_steps=0.45,
+    )
+    found = [w for w in list_warnings(replace(s, training=training)) if "hardly trained" in w]
+    assert bool(found) == is_told
+    if found:
+        assert found[0].startswith(
+            "the artifact was hardly trained: 20 of 100 steps fit into 1.5 minutes"
+        )
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,9 @@ from mmcompress.run.run_policy import WANTED_LATENCY_MARGIN
 MAX_INTERVAL_WIDTH = 0.06
 """Width of a 95 % interval above which a metric tells little apart."""
 
+FEW_STEPS_SHARE = 0.25
+"""Share of the steps that were asked for, below which a training hardly took place."""
+
 MIN_DENSE_ACCURACY = 0.05
 """Share of inputs that the dense pipeline must be right on for a metric to say what was lost."""
 
@@ -56,6 +59,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
         *_warn_of_skipped_steps(summary),
         *_warn_of_lost_quality(summary),
         *warn_of_time_cuts(summary),
+        *_warn_of_few_steps(summary),
         *_warn_of_wide_intervals(summary),
         *_warn_of_unseen_loss(summary),
         *_warn_of_weak_metrics(summary),
@@ -113,6 +117,20 @@ def warn_of_time_cuts(summary: Summary) -> list[str]:
     return [
         f"to end within --max-time, the run made do with less: {'; '.join(summary.time_cuts)}; "
         "more time may keep more"
+    ]
+
+
+def _warn_of_few_steps(summary: Summary) -> list[str]:
+    """Warn where the minutes of the training afforded a small part of its steps."""
+    training = summary.training
+    if training is None or training.ended_by != "minutes":
+        return []
+    if training.steps >= FEW_STEPS_SHARE * training.asked_steps:
+        return []
+    return [
+        f"the artifact was hardly trained: {training.steps} of {training.asked_steps} steps fit "
+        f"into {training.seconds / 60:.1f} minutes on this machine (distill.minutes, or another "
+        "--effort)"
     ]
 
 
