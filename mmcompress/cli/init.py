@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from mmcompress.cli.console import out
 from mmcompress.cli.options import LocalPath
-from mmcompress.data.check_data import describe_shortage, open_data
+from mmcompress.data.check_data import describe_shortage, describe_splits, open_data
 from mmcompress.errors import DataError, MissingPackage, SpecError, suggest_nearest
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.registry import PIPELINE_TEMPLATES
@@ -27,6 +27,9 @@ from mmcompress.storage import replace_file
 
 SCHEMA_FILE = "spec.schema.json"
 """Name of the schema, which the first line of every spec names."""
+
+RANDOM_WEIGHTS = "@random"
+"""Ends a source whose architecture is known here, and whose weights are drawn."""
 
 
 @click.command("init")
@@ -64,10 +67,11 @@ def init_command(
     spec = load_spec(spec_path)
     faults = _list_missing_sources(spec, source_by_node)
     hub_nodes = _list_hub_sources(spec)
-    if source_by_node and hub_nodes:
+    if hub_nodes:
         names = ", ".join(hub_nodes)
         out.print(
-            f"[yellow]source:  still from a hub: {escape(names)} (--source NODE=FOLDER)[/yellow]",
+            f"[yellow]source:  from a hub: {escape(names)}; where none is reached, name folders "
+            "(--source NODE=FOLDER)[/yellow]",
             soft_wrap=True,
         )
     if data is not None:
@@ -108,10 +112,12 @@ def _list_missing_sources(spec: Spec, source_by_node: Mapping[str, str]) -> list
 def _look_at_data(spec: Spec) -> list[str]:
     """Tell what a run would find in the data that were named; returns what is wrong with them."""
     try:
-        shortage = describe_shortage(spec, open_data(spec))
+        data = open_data(spec)
+        shortage = describe_shortage(spec, data)
     except (DataError, MissingPackage) as error:
         return [f"data: {error}"]
-    out.print(f"data:    {escape(shortage) if shortage else 'found'}", soft_wrap=True)
+    told = [part for part in (describe_splits(data), shortage) if part]
+    out.print(f"data:    {escape('; '.join(told) or 'found')}", soft_wrap=True)
     return []
 
 
@@ -206,8 +212,11 @@ def _check_target(text: str) -> str:
 def _list_hub_sources(spec: Spec) -> list[str]:
     """List the nodes whose weights come from a hub."""
     hub = ("open_clip:", "transformers:", "hf-hub:")
-    models = spec.list_model_nodes()
-    return [name for name, node in models.items() if node.source.startswith(hub)]
+    names: list[str] = []
+    for name, node in spec.list_model_nodes().items():
+        if node.source.startswith(hub) and not node.source.endswith(RANDOM_WEIGHTS):
+            names.append(name)
+    return names
 
 
 def write_spec(path: Path, text: str) -> None:

@@ -63,6 +63,16 @@ def _check_teacher_labels(spec: Spec, data: Dataset) -> None:
         )
 
 
+def describe_splits(data: Dataset) -> str:
+    """Return how many pairs each split has; empty for data that are drawn without end."""
+    count_pairs = getattr(data, "count_pairs", None)
+    if count_pairs is None:
+        return ""
+    counts: dict[str, int] = count_pairs()
+    parts = [f"{count} {split}" for split, count in counts.items()]
+    return f"{sum(counts.values())} pairs: {', '.join(parts)}"
+
+
 def describe_shortage(spec: Spec, data: Dataset) -> str:
     """Return a sentence on splits of few pairs, if there are any.
 
