@@ -4,7 +4,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 TARGET ?= 2x
 SEED ?= 0
-OUT ?= runs/demo-$(TARGET)-s$(SEED)
+EFFORT ?= normal
+OUT ?= runs/demo-$(TARGET)-s$(SEED)$(if $(filter-out normal,$(EFFORT)),-$(EFFORT))
 
 # Keep compiled files: without them every process of a run and of the tests compiles the project anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,6 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "Packages are installed into $(VENV): about 7 GB, five to fifteen minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
@@ -21,7 +23,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/mmcompress run pipelines/clip_captioner.yaml --target $(TARGET) --seed $(SEED) --out $(OUT) --resume
+	$(BIN)/mmcompress run pipelines/clip_captioner.yaml --target $(TARGET) --seed $(SEED) \
+		--effort $(EFFORT) --out $(OUT) --resume
 
 # Real speech weights, for the tests that hold them to their library.
 $(VENV)/.speech: $(VENV)/.installed
