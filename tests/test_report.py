@@ -242,7 +242,7 @@ def test_the_history_tells_the_best_loss_within_the_target_so_far():
     circles = list_marks(root, "circle")
     assert [circle.attrib["fill"] for circle in circles].count(SOFT_INK) == 1
     titles = list_titles(root)
-    assert "trial 3: loss 0.200, 4.90 ms" in titles
+    assert "trial 2: loss 0.200, 4.90 ms" in titles
     assert count_lines(root) == 1
     assert draw_search_history(make_summary(trials=trials[:2])) == ""
 

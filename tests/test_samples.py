@@ -123,6 +123,9 @@ def test_words_that_only_one_side_wrote_are_marked():
     assert mark_words("a fox", "a fox", "ins") == "a fox"
     assert mark_words("", "a fox", "ins") == ""
     assert mark_words("a <b>", "a", "del") == "a <del>&lt;b&gt;</del>"
+    # A comma is no part of the word before it.
+    assert mark_words("a bulb, above it", "a bulb above it", "ins") == "a bulb<ins>,</ins> above it"
+    assert mark_words("a b, a c", "a b", "ins") == "a b<ins>, a c</ins>"
     assert write_cell("a | b\nc") == "a \\| b c"
 
 
@@ -141,7 +144,7 @@ def test_the_report_shows_inputs_and_says_so_at_its_top(tmp_path):
     )
     page = write_report(make_summary(samples=samples), tmp_path).read_text()
     head, _, rest = page.partition("<h2>Before and after</h2>")
-    assert "holds 2 inputs of your data" in head
+    assert "holds 2 inputs of the data" in head
     assert '<img src="data:image/jpeg;base64,BBBB" alt="input 1"' in rest
     assert 'src="data:audio/mpeg;base64,AAAA"' in rest and "the first 9 of 30 s" in rest
     assert "<ins>&lt;cat&gt;</ins>" in rest and "<del>fox</del>" in rest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from difflib import SequenceMatcher
 
 from markupsafe import Markup, escape
@@ -65,27 +66,35 @@ def keep_together(text: str) -> str:
     return unbroken.replace("\N{NO-BREAK SPACE}(", " (")
 
 
+WORDS = re.compile(r"\s*(?:\w+|[^\w\s])")
+"""A word or a sign of punctuation, with the space before it."""
+
+
 def mark_words(text: str, other: str, element: str) -> Markup:
     """Mark the words that another text lacks.
 
     Args:
         text: The text that is shown.
-        other: The text that it is compared with, word by word.
+        other: The text that it is compared with. Words and signs of punctuation count each.
         element: The HTML element around what differs: `ins` or `del`.
 
     Returns:
         HTML; the words themselves are escaped.
     """
-    words = text.split()
-    matcher = SequenceMatcher(a=other.split(), b=words, autojunk=False)
+    spaced_words = WORDS.findall(text)
+    words = [word.strip() for word in spaced_words]
+    matcher = SequenceMatcher(a=[w.strip() for w in WORDS.findall(other)], b=words, autojunk=False)
     pieces: list[Markup] = []
     for operation, _, _, start, end in matcher.get_opcodes():
-        piece = escape(" ".join(words[start:end]))
-        if not piece:
+        run_of_words = "".join(spaced_words[start:end])
+        if not run_of_words:
             continue
-        is_equal = operation == "equal"
-        pieces.append(piece if is_equal else Markup(f"<{element}>{piece}</{element}>"))
-    return Markup(" ").join(pieces)
+        piece = escape(run_of_words.lstrip())
+        if operation != "equal":
+            piece = Markup(f"<{element}>{piece}</{element}>")
+        is_spaced = run_of_words[0].isspace()
+        pieces.append(Markup(" ") + piece if is_spaced else piece)
+    return Markup("").join(pieces).lstrip()
 
 
 def write_cell(text: str) -> str:

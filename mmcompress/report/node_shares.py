@@ -74,7 +74,11 @@ def _describe_cuts(summary: Summary, name: str) -> str:
         parts.append(f"{removed_share:.0%} of its parameters removed")
     unimodal = after.unimodal_ratio
     cross_modal = after.cross_modal_ratio
-    if unimodal is not None and cross_modal is not None and cross_modal < unimodal:
+    if (
+        unimodal is not None
+        and cross_modal is not None
+        and cross_modal < unimodal - LEAST_TOLD_SHARE
+    ):
         parts.append(
             f"cross-modal layers were spared ({cross_modal:.0%} of their units, of others "
             f"{unimodal:.0%})"

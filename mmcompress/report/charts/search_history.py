@@ -36,7 +36,7 @@ def draw_search_history(summary: Summary) -> str:
     rows: list[Row] = []
     best_rows: list[Row] = []
     best_loss = math.inf
-    for place, trial in enumerate(sorted(summary.trials, key=_get_number), start=1):
+    for place, trial in enumerate(sorted(summary.trials, key=_get_number)):
         is_within = trial.latency_ms <= summary.target.latency_ms
         if is_within and trial.loss < best_loss:
             best_loss = trial.loss
@@ -54,7 +54,7 @@ def draw_search_history(summary: Summary) -> str:
         "place:Q",
         title="trial, in order",
         axis=altair.Axis(format="d", tickMinStep=1),
-        scale=altair.Scale(domain=[0, len(rows) + 1], nice=False),
+        scale=altair.Scale(domain=[-1, len(rows)], nice=False),
     )
     y = altair.Y(
         "loss:Q",
