@@ -70,7 +70,7 @@ def test_a_finished_bundle_carries_requests_that_hold_here(bundle):
     assert set(stored.requests[0].answer) == {"caption", "embedding"}
     done = CliRunner().invoke(main, ["verify", str(bundle)])
     assert done.exit_code == 0, done.output
-    assert "8 of 8 answers are those of" in done.output and "ms a request here" in done.output
+    assert "8 of 8 answers are those of" in done.output and "ms when the bundle was" in done.output
     facts = json.loads(CliRunner().invoke(main, ["verify", str(bundle), "--json"]).output)
     page = (Path(__file__).parents[1] / "docs/reference/json_output.md").read_text("utf-8")
     rows = page.split("## `verify`")[1]

@@ -355,7 +355,9 @@ def test_a_search_tells_what_its_trials_are(tmp_path):
         told.append(message)
 
     go(tmp_path / "j", trials=5, mutations=2, seeds=[seed], progress=note)
-    assert told[0] == "8 trials: 1 given, 5 proposals of the sampler, 2 exchanges of units"
+    assert (
+        told[0] == "8 trials: 1 given structure, 5 proposals of the sampler, 2 exchanges of units"
+    )
     told.clear()
     go(tmp_path / "j", trials=5, mutations=2, progress=note)
     assert told == []

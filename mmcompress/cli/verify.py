@@ -68,7 +68,8 @@ def _print_result(result: Verification) -> None:
         soft_wrap=True,
     )
     out.print(
-        f"median of {result.latency_ms:.2f} ms a request here ({escape(describe_cpu()['name'])}), "
-        f"{stored.latency_ms:.2f} ms there",
+        f"the requests took a median of {result.latency_ms:.2f} ms here "
+        f"({escape(describe_cpu()['name'])}), and {stored.latency_ms:.2f} ms when the bundle was "
+        "written; `mmcompress bench` measures with care",
         soft_wrap=True,
     )

@@ -221,7 +221,10 @@ def check_executor(run: RunContext) -> None:
     """
     search = run.spec.search
     worker_count = search.workers if search.ray_address else 1
-    run.on_progress("check", f"starting {worker_count} worker(s): {search.executor}", None)
+    told = "a worker starts, and answers"
+    if worker_count > 1:
+        told = f"{worker_count} workers start, and answer"
+    run.on_progress("check", f"{told} ({search.executor})", None)
     make_executor: Callable[..., Executor] = EXECUTORS.get(search.executor)
     executor = make_executor(
         {"spec": run.spec.name},

@@ -329,7 +329,7 @@ def describe_plan(seeds: int, samples: int, *, switches: int) -> str:
     """Return what the trials of a session are, in words; empty where there is nothing to do."""
     parts: list[str] = []
     for count, noun in (
-        (seeds, "given"),
+        (seeds, "given structure" if seeds == 1 else "given structures"),
         (samples, "proposals of the sampler"),
         (switches, "exchanges of units"),
     ):
@@ -337,7 +337,8 @@ def describe_plan(seeds: int, samples: int, *, switches: int) -> str:
             parts.append(f"{count} {noun}")
     if not parts:
         return ""
-    return f"{seeds + samples + switches} trials: {', '.join(parts)}"
+    total = seeds + samples + switches
+    return f"{total} {'trial' if total == 1 else 'trials'}: {', '.join(parts)}"
 
 
 def describe_error(error: BaseException) -> str:
