@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -531,3 +532,14 @@ def test_a_folder_in_place_of_an_image_is_called_that(run_folder, tmp_path):
 @pytest.mark.slow
 def test_show_names_the_report(run_folder):
     assert str(run_folder / "report.html") in call("show", run_folder).output.replace("\n", "")
+
+
+@pytest.mark.parametrize(("policy", "count"), [("", "2000"), ("active", None)])
+def test_idle_threads_sleep_soon_unless_the_user_says_how_they_wait(monkeypatch, policy, count):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # put back afterwards, whatever the command sets
+        monkeypatch.delenv(name)
+    if policy:
+        monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    assert CliRunner().invoke(main, ["list", "pipelines"]).exit_code == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == count

@@ -261,7 +261,7 @@ def test_a_target_that_is_a_number_alone_is_refused_with_both_readings(tiny, tmp
     path.write_text(
         re.sub(r"(?m)^target:.*$", "target: 1.5", (tiny / "spec.yaml").read_text("utf-8"))
     )
-    with pytest.raises(SpecError, match="say 1.5x for a speed-up, or 1.5ms for a latency"):
+    with pytest.raises(SpecError, match=r"say 1\.5x for a speed-up, or 1\.5ms for a latency"):
         load_spec(path)
 
 

@@ -19,6 +19,9 @@ from mmcompress.cli.lazy_group import CommandRow, LazyGroup
 from mmcompress.errors import PluginWarning
 from mmcompress.version import __version__
 
+SPIN_COUNT = "2000"
+"""Turns of the loop in which a thread of GNU OpenMP waits before it sleeps (libgomp manual)."""
+
 COMMANDS = {
     "run": CommandRow(
         target="mmcompress.cli.run:run_command",
@@ -146,6 +149,10 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Threads of torch that wait for work spin. Where another process has their core, that one works
+    # while they wait for each other. So they spin shortly, unless the user says how they wait.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
     logging.getLogger().setLevel(logging.ERROR)
     # Other libraries warn of their own affairs; what this project warns of is for the user.
     warnings.simplefilter("ignore")
