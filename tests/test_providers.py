@@ -17,11 +17,14 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from mmcompress.errors import BundleError, DataError, MissingProvider, SpecError
+from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.cost_model.device_table import TableKey, TableNeed, measure_table
+from mmcompress.models.sources import load_models
 from mmcompress.registry import PROVIDERS
 from mmcompress.run.tell_fallbacks import describe_fallbacks
 from mmcompress.runtime import providers
+from mmcompress.runtime.bundle import read_manifest
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.providers import Provider, add_provider, count_fallbacks, find_provider
@@ -108,6 +111,17 @@ def test_an_unknown_provider_is_refused_with_the_nearest_name(tiny, tmp_path):
     with pytest.raises(BundleError, match="unknown provider 'gpu'"):
         load_bundle(bundle)
     assert list_answers(load_bundle(BUNDLE, provider="cpu"))
+
+
+def test_a_bundle_is_written_for_its_provider_and_asks_for_it(tiny, tmp_path):
+    spec = load_spec(tiny / "spec.yaml", {"measure.provider": "cuda"})
+    contents = BundleContents(models=load_models(spec))
+    write_bundle(spec, contents, folder=tmp_path / "b", prove=False)
+    assert read_manifest(tmp_path / "b")["provider"] == "cuda"
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(MissingProvider, match="onnxruntime-gpu"):
+            load_bundle(tmp_path / "b")
+    assert list_answers(load_bundle(tmp_path / "b", provider="cpu"))
 
 
 def test_a_plug_in_that_finds_no_device_is_told(monkeypatch):
