@@ -43,3 +43,19 @@ def test_two_processes_train_as_one_does(tiny, tmp_path, losses):
     assert together == pytest.approx(alone, rel=1e-3)
     for name, weight in alone_weights.items():
         assert (weights[name] - weight).abs().max() < 1e-3, name
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")
+@pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning")
+def test_no_other_ray_of_the_machine_is_asked_whether_workers_should_live():
+    """Ray's cleaner asks the dashboard at the usual port, whichever Ray it is of."""
+    from mmcompress.run.compress.train_on_ray import CLEANER, TorchTrainer, TrainerOfOneCluster
+
+    def list_callbacks(trainer_type):
+        callbacks = trainer_type(lambda: None)._create_default_callbacks()
+        return [type(each).__name__ for each in callbacks]
+
+    usual = list_callbacks(TorchTrainer)
+    assert CLEANER in usual
+    usual.remove(CLEANER)
+    assert list_callbacks(TrainerOfOneCluster) == usual

@@ -63,6 +63,9 @@ SHARED_CHECKPOINT_SECONDS = 60.0
 MAX_LOST_WORKERS = 5
 """Times that a training goes on after it lost workers, until a person has to look."""
 
+CLEANER = "PlacementGroupCleanerCallback"
+"""The callback of Ray Train that is left out (`ray.train.v2._internal.callbacks`)."""
+
 STATE_FILE = "state.safetensors"
 """The state of a training, in a checkpoint."""
 
@@ -210,12 +213,28 @@ def _pack(
     )
 
 
+class TrainerOfOneCluster(TorchTrainer):
+    """A trainer whose workers are not ended by what another Ray of this machine says."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        """Leave out the cleaner that ends the workers of a controller that has died.
+
+        It asks the dashboard of its Ray. A local Ray has none, and names the usual port all the
+        same. Where another Ray has its dashboard at that port, that one does not know the
+        controller, and healthy workers are ended. The driver here ends with its controller, and Ray
+        then frees what both have reserved.
+        """
+        # Checkers see the trainer of the first version of Ray Train.
+        callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
+        return [each for each in callbacks if type(each).__name__ != CLEANER]
+
+
 def _fit(
     run: RunContext, resources: TrainingResources, *, shipment: Any, messages: Queue
 ) -> ray.train.Checkpoint:
     """Train on the workers; returns the last checkpoint."""
     storage_path, filesystem = _locate_storage(run)
-    trainer = TorchTrainer(
+    trainer = TrainerOfOneCluster(
         _train_on_worker,
         # In a list, a reference is handed over as it is.
         train_loop_config={"shipment": [shipment], "messages": messages},
