@@ -1,7 +1,8 @@
-"""One process of a training: `group_process.py SPEC RANK COUNT MEETING OUT`.
+"""One process of a training: `group_process.py SPEC RANK COUNT MEETING OUT LOSSES SCARCE_RANK`.
 
 COUNT processes meet at the file MEETING. The leader writes the loss of every step to OUT as JSON, and
-the trained weights beside it. With COUNT 1 the process trains alone.
+the trained weights beside it. With COUNT 1 the process trains alone. LOSSES are the weights of the
+losses as JSON. The memory of the process SCARCE_RANK runs out on more than `LARGEST_SHARE` pairs.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.distill.worker_group import StepRequest, WorkerGroup
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.structure import cut_each_block
+from mmcompress.kinds.base import Batch, Models
 from mmcompress.models.sources import load_models
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.surgery import copy_resized
@@ -31,8 +33,25 @@ from mmcompress.spec.schema import Distill
 
 STEPS = 50
 
+LARGEST_SHARE = 2
+"""Pairs that the process with little memory can take at once."""
 
-def train(spec_path: str, rank: int, count: int, meeting: str, out: Path) -> None:
+
+def make_memory_scarce_(pipeline: TorchPipeline) -> None:
+    """Let the memory run out where the student runs on more than a few pairs."""
+    forward = pipeline.forward
+
+    def run_few(models: Models, batch: Batch, **options: object) -> object:
+        if torch.is_grad_enabled() and len(batch) > LARGEST_SHARE:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(models, batch, **options)
+
+    pipeline.forward = run_few
+
+
+def train(
+    spec_path: str, rank: int, count: int, meeting: str, out: Path, *, has_little_memory: bool
+) -> None:
     torch.set_num_threads(1)
     group = None
     if count > 1:
@@ -43,6 +62,8 @@ def train(spec_path: str, rank: int, count: int, meeting: str, out: Path) -> Non
     spec = load_spec(spec_path, {"target": "2x"})
     models = load_models(spec)
     pipeline = TorchPipeline(spec, models)
+    if has_little_memory:
+        make_memory_scarce_(pipeline)
     student = {
         name: copy_resized(model, cut_each_block(model.blocks, 0.5))
         for name, model in models.items()
@@ -56,7 +77,10 @@ def train(spec_path: str, rank: int, count: int, meeting: str, out: Path) -> Non
     settings = Distill(
         steps=STEPS, minutes=30, validations=0, find_learning_rate=False, batch=9, losses=LOSSES
     )
-    options = TrainingOptions(settings=settings, group=group)
+    told: list[str] = []
+    options = TrainingOptions(
+        settings=settings, group=group, progress=lambda message, _: told.append(message)
+    )
     if group is not None and not group.is_leader:
         help_leader(student, inputs, options=options, report=print)
         return
@@ -72,6 +96,7 @@ def train(spec_path: str, rank: int, count: int, meeting: str, out: Path) -> Non
     if group is not None:
         group.send(StepRequest(is_end=True))
     out.write_text(json.dumps(losses), encoding="utf-8")
+    out.with_suffix(".txt").write_text("\n".join(told), encoding="utf-8")
     weights = {}
     for name, model in student.items():
         for key, weight in model.named_parameters():
@@ -82,6 +107,13 @@ def train(spec_path: str, rank: int, count: int, meeting: str, out: Path) -> Non
 LOSSES: dict[str, float] = {}
 
 if __name__ == "__main__":
-    spec_path, rank, count, meeting, out, losses = sys.argv[1:]
+    spec_path, rank, count, meeting, out, losses, scarce_rank = sys.argv[1:]
     LOSSES = json.loads(losses)
-    train(spec_path, int(rank), int(count), meeting, Path(out))
+    train(
+        spec_path,
+        int(rank),
+        int(count),
+        meeting,
+        Path(out),
+        has_little_memory=rank == scarce_rank,
+    )

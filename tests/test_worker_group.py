@@ -13,13 +13,17 @@ from safetensors.torch import load_file
 TESTS = Path(__file__).parent
 
 
-def train(spec, folder, count, losses):
+NOBODY = -1
+"""In place of the rank of a process: none."""
+
+
+def train(spec, folder, count, losses, scarce_rank=NOBODY):
     """Train in some processes; returns the loss of every step, and the weights."""
     folder.mkdir()
     out = folder / "losses.json"
     processes = []
     for rank in range(count):
-        words = [spec, rank, count, folder / "meeting", out, json.dumps(losses)]
+        words = [spec, rank, count, folder / "meeting", out, json.dumps(losses), scarce_rank]
         command = [sys.executable, "group_process.py", *map(str, words)]
         processes.append(subprocess.Popen(command, cwd=TESTS, stderr=subprocess.PIPE))
     for process in processes:
@@ -43,6 +47,25 @@ def test_two_processes_train_as_one_does(tiny, tmp_path, losses):
     assert together == pytest.approx(alone, rel=1e-3)
     for name, weight in alone_weights.items():
         assert (weights[name] - weight).abs().max() < 1e-3, name
+
+
+@pytest.mark.parametrize(("scarce_rank", "part_count"), [(0, 2), (1, 4)])
+@pytest.mark.very_slow
+def test_all_processes_halve_their_shares_where_the_memory_of_one_runs_out(
+    tiny, tmp_path, scarce_rank, part_count
+):
+    """Shares of 4 and 5 pairs become smaller parts: a mean over pairs stays what it is.
+
+    Losses that compare pairs, and means over the tokens of texts, are left out. The loss of a step
+    tells the gradients of all steps before.
+    """
+    losses = dict.fromkeys(("contrast", "affinity", "logits", "caption"), 0.0)
+    whole, _ = train(tiny / "spec.yaml", tmp_path / "whole", 2, losses)
+    parts, _ = train(tiny / "spec.yaml", tmp_path / "parts", 2, losses, scarce_rank)
+    assert parts == pytest.approx(whole, rel=1e-3)
+    told = (tmp_path / "parts" / "losses.txt").read_text()
+    assert f"in {part_count} parts" in told
+    assert f"in {2 * part_count} parts" not in told
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:ray")

@@ -22,7 +22,7 @@ from mmcompress.distill.losses import (
 from mmcompress.distill.pair_plan import MIXED_DRAWS, PlannedPair, plan_pairs
 from mmcompress.distill.product_type import choose_product_type, multiply_in
 from mmcompress.distill.teacher_cache import Teacher
-from mmcompress.distill.worker_group import StepRequest, WorkerGroup
+from mmcompress.distill.worker_group import StepRequest, WorkerGroup, fail_together
 from mmcompress.graph.losses import resolve_loss_weights
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.models.device import free_memory
@@ -254,12 +254,9 @@ class Training:
         """
         assert self.group is not None, "a process alone has no leader"
         self.group.spread_weights_(self.weights)
-        losses = self.compute_losses(self._draw_requested(request))
-        loss = torch.stack(list(losses.values())).sum()
-        (loss * request.loss_scale).backward()
-        self.group.add_gradients_(self.weights)
-        for weight in self.weights:
-            weight.grad = None
+        batch = self._draw_requested(request)
+        self._take_gradients_(batch, scale_loss=lambda loss: loss * request.loss_scale)
+        self._drop_gradients_()
 
     def _draw_requested(self, request: StepRequest) -> Batch:
         """Return the pairs of a requested step."""
@@ -277,7 +274,7 @@ class Training:
         Returns:
             The weighted parts of the loss before the step.
         """
-        losses = self._take_gradients_(batch)
+        losses = self._take_gradients_(batch, scale_loss=self._scaler.scale)
         self._scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(self.weights, MAX_GRADIENT_NORM)
         for group in optimizer.param_groups:
@@ -289,23 +286,29 @@ class Training:
             self.options.hold_weights_()
         return losses
 
-    def _take_gradients_(self, batch: Batch) -> dict[str, float]:
+    def _take_gradients_(
+        self, batch: Batch, *, scale_loss: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
         """Add the gradients of a batch to those of the weights; return the parts of its loss.
 
         Where the memory of a GPU runs out, the batch is taken in halves, from then on. A loss that
-        compares the pairs of a batch then compares those of a half.
+        compares the pairs of a batch then compares those of a half. All processes of a group halve
+        their shares together.
         """
+        # Every process must be able to take as many parts as the others.
+        smallest_share = len(batch)
+        if self.group is not None:
+            smallest_share = self.settings.batch // self.group.count
         while True:
             try:
-                return self._add_gradients_(batch.split_into(self.parts_per_step))
+                parts = batch.split_into(self.parts_per_step)
+                return self._add_gradients_(parts, scale_loss=scale_loss)
             except torch.OutOfMemoryError:
-                # The other processes of a group wait for outputs of as many pairs as they have.
-                if self.group is not None or 2 * self.parts_per_step > len(batch):
+                if 2 * self.parts_per_step > smallest_share:
                     raise
             # Behind the handler: what it holds keeps the tensors of the step that failed.
             self.parts_per_step *= 2
-            for weight in self.weights:
-                weight.grad = None
+            self._drop_gradients_()
             free_memory(self.device)
             self.options.progress(
                 f"the memory of the device ran out: steps take their {len(batch)} pairs in "
@@ -313,15 +316,30 @@ class Training:
                 None,
             )
 
-    def _add_gradients_(self, parts: Sequence[Batch]) -> dict[str, float]:
-        """Add the mean gradients of the parts of a batch; return the parts of its mean loss."""
+    def _drop_gradients_(self) -> None:
+        """Forget the gradients of all weights."""
+        for weight in self.weights:
+            weight.grad = None
+
+    def _add_gradients_(
+        self, parts: Sequence[Batch], *, scale_loss: Callable[[Tensor], Tensor]
+    ) -> dict[str, float]:
+        """Add the mean gradients of the parts of a batch; return the parts of its mean loss.
+
+        Every pair counts alike, in a large part and in a small one.
+        """
         totals: dict[str, float] = {}
-        for part in parts:
+        pair_counts = [len(part) for part in parts]
+        if self.group is not None:
+            pair_counts = self.group.add_counts(pair_counts)
+        for part, pair_count in zip(parts, pair_counts, strict=True):
+            share = pair_count / sum(pair_counts)
             losses = self.compute_losses(part)
-            loss = torch.stack(list(losses.values())).sum() / len(parts)
-            self._scaler.scale(loss).backward()
+            loss = torch.stack(list(losses.values())).sum() * share
+            with fail_together(self.group):
+                scale_loss(loss).backward()
             for name, value in losses.items():
-                totals[name] = totals.get(name, 0.0) + float(value.detach()) / len(parts)
+                totals[name] = totals.get(name, 0.0) + float(value.detach()) * share
         if self.group is not None:
             self.group.add_gradients_(self.weights)
         return totals
@@ -364,37 +382,42 @@ def compute_losses(
     pipeline = inputs.pipeline
     compares_blocks = bool(loss_weights["hidden"] or loss_weights["cross"])
     recorded_models: Models = student if compares_blocks else {}
-    with (
-        torch.inference_mode(),
-        record_block_outputs(inputs.teacher.models, recorded_models) as teacher_blocks,
-        multiply_in(product_type, pipeline.device),
-    ):
-        if compares_blocks:
-            # Blocks can only be recorded while the models run: cached outputs would not do.
-            teacher_outputs = pipeline.forward(inputs.teacher.models, batch)
-        else:
-            teacher_outputs = inputs.teacher(batch)
-        teacher_outputs = drop_cut_positions(teacher_outputs, student)
-    # Tensors of inference mode can't take part in a backward pass; copies can.
-    target = _cast_to_float(_copy_outputs(teacher_outputs))
-    with record_block_outputs(student, recorded_models) as student_blocks:
-        with multiply_in(product_type, pipeline.device):
+    with fail_together(group):
+        with (
+            torch.inference_mode(),
+            record_block_outputs(inputs.teacher.models, recorded_models) as teacher_blocks,
+            multiply_in(product_type, pipeline.device),
+        ):
+            if compares_blocks:
+                # Blocks can only be recorded while the models run: cached outputs would not do.
+                teacher_outputs = pipeline.forward(inputs.teacher.models, batch)
+            else:
+                teacher_outputs = inputs.teacher(batch)
+            teacher_outputs = drop_cut_positions(teacher_outputs, student)
+        # Tensors of inference mode can't take part in a backward pass; copies can.
+        target = _cast_to_float(_copy_outputs(teacher_outputs))
+        with (
+            record_block_outputs(student, recorded_models) as student_blocks,
+            multiply_in(product_type, pipeline.device),
+        ):
             student_outputs = pipeline.forward(student, batch)
         answers = _cast_to_float(student_outputs)
-        if group is not None:
-            target = group.gather_outputs(target)
-            answers = group.gather_outputs(answers)
-            batch = group.gather_batch(batch)
+    if group is not None:
+        target = group.gather_outputs(target)
+        answers = group.gather_outputs(answers)
+        batch = group.gather_batch(batch)
+    block_losses: dict[str, Tensor] = {}
+    with fail_together(group):
         losses = weigh_losses(pipeline, answers, teacher=target, batch=batch, weights=loss_weights)
-    if compares_blocks:
-        block_losses = compute_block_output_losses(
-            student, student_blocks, teacher_outputs=_copy_outputs(teacher_blocks)
-        )
-        for name, loss in block_losses.items():
-            weight = loss_weights[name.split(".")[0]]
-            if weight:
-                mean_loss = loss if group is None else group.average(loss)
-                losses[name] = weight * mean_loss
+        if compares_blocks:
+            block_losses = compute_block_output_losses(
+                student, student_blocks, teacher_outputs=_copy_outputs(teacher_blocks)
+            )
+    for name, loss in block_losses.items():
+        weight = loss_weights[name.split(".")[0]]
+        if weight:
+            mean_loss = loss if group is None else group.average(loss)
+            losses[name] = weight * mean_loss
     return losses
 
 

@@ -10,13 +10,16 @@ help with each step. A step of the group is the step of one process on the whole
        whole batch.
     4. The leader does the step.
 
+Where the memory of one process runs out, all of them take the step again in smaller parts.
+
 Step 3 is the gathering of OpenCLIP (`gather_features` without `gather_with_grad`), which needs no
 collective in the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
@@ -109,6 +112,23 @@ class WorkerGroup:
         if self.is_leader:
             _fill_(gradients, flat)
 
+    def all_are_well(self, is_well: bool) -> bool:
+        """Return whether every process is well. All of them ask at the same place of a step.
+
+        Args:
+            is_well: Whether this process is.
+        """
+        votes = torch.tensor([int(is_well)])
+        dist.all_reduce(votes, op=dist.ReduceOp.MIN, group=self._control)
+        return bool(votes.item())
+
+    def add_counts(self, counts: Sequence[int]) -> list[int]:
+        """Add whole numbers up over the processes, each at its own place in the list."""
+        sums = torch.tensor(list(counts))
+        dist.all_reduce(sums, group=self._control)
+        added: list[int] = sums.tolist()
+        return added
+
     def gather_outputs(self, outputs: Outputs) -> Outputs:
         """Return the outputs on the whole batch. Gradients flow into the own share alone."""
         by_place: dict[tuple[str, str], Tensor] = {}
@@ -166,6 +186,28 @@ class WorkerGroup:
         joined[self.rank] = own_padded
         row_counts = [shape[0] for shape in shapes]
         return torch.cat([part[:count] for part, count in zip(joined, row_counts, strict=True)])
+
+
+@contextmanager
+def fail_together(group: WorkerGroup | None) -> Iterator[None]:
+    """Raise `torch.OutOfMemoryError` in every process of a group where one of them raises it.
+
+    A process that went on alone would wait for the outputs of the one that failed. So no process
+    may wait for another inside.
+
+    Args:
+        group: The processes; None: this one is alone.
+    """
+    if group is None:
+        yield
+        return
+    is_well = True
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        is_well = False
+    if not group.all_are_well(is_well):
+        raise torch.OutOfMemoryError("the memory of a process of the training ran out")
 
 
 def _fill_(tensors: Sequence[Tensor], flat: Tensor) -> None:

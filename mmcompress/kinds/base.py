@@ -10,6 +10,7 @@ A kind has a folder of up to three small files:
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -80,10 +81,11 @@ class Batch:
         return replace(self, inputs=inputs, keep=keep)
 
     def split_into(self, count: int) -> list[Batch]:
-        """Return the batch in so many pieces; itself for one piece."""
+        """Return the batch in exactly so many pieces of nearly equal size; itself for one piece."""
         if count == 1:
             return [self]
-        return self.split_evenly(-(-len(self) // count))
+        bounds = [len(self) * i // count for i in range(count + 1)]
+        return [self[start:end] for start, end in itertools.pairwise(bounds)]
 
     def split_evenly(self, size: int) -> list[Batch]:
         """Return the batch in pieces of at most `size` pairs."""
