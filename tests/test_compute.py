@@ -267,7 +267,7 @@ def test_a_step_takes_its_pairs_in_parts_when_memory_runs_out(spec, move, monkey
 
 @needs_gpu
 @pytest.mark.slow
-@pytest.mark.parametrize("criterion", ["fisher", "reconstruction"])
+@pytest.mark.parametrize("criterion", ALL_CRITERIA)
 def test_scores_on_a_gpu_rank_as_those_on_the_processor(spec, move, criterion):
     from scipy.stats import spearmanr
 
