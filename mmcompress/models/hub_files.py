@@ -45,8 +45,8 @@ RANDOM_WEIGHTS_TAG = "random"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """A commit of a hub, which never changes; every other revision may move."""
 
-LISTING_SECONDS = 30
-"""Seconds that a hub may take to list the files of a model."""
+LISTING_SECONDS = 10
+"""Seconds that a hub may take to list the files of a model; one that takes longer is not there."""
 
 CONNECTION_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, socket.herror)
 """Errors of a connection that was refused, cut off, too slow, or to a host of no address."""

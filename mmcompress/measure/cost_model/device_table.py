@@ -26,7 +26,7 @@ from mmcompress.measure.cost_model.microbenchmarks import (
 from mmcompress.quantize.base import quantize_model
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.machine import fingerprint_device
-from mmcompress.runtime.progress import StageProgress, ignore_progress
+from mmcompress.runtime.progress import StageProgress, ignore_progress, scale_progress
 from mmcompress.runtime.providers import CPU_PROVIDER
 from mmcompress.runtime.sessions import open_session
 from mmcompress.runtime.timing import time_calls_in_turn
@@ -185,7 +185,7 @@ def measure_table(
         needs: Blocks of a pipeline; one may occur several times.
         threads: Threads of a session.
         cached: The table so far. One of another device is not used.
-        progress: Called before every row.
+        progress: Called before every stack of blocks.
         precisions: Precisions that every block is needed in.
         provider: What sessions run on.
 
@@ -199,13 +199,14 @@ def measure_table(
     missing = _list_missing_rows(_merge_needs(needs), rows, precisions=precisions)
     with tempfile.TemporaryDirectory() as scratch:
         precisions_by_need = _group_by_need(missing)
+        need_count = len(precisions_by_need)
         for i, (need, missing_precisions) in enumerate(precisions_by_need.items()):
-            progress(f"{need.key.kind} blocks", i / len(precisions_by_need))
             new_rows = _measure_rows(
                 need,
                 missing_precisions,
                 settings=_SessionSettings(threads=threads, provider=provider),
                 scratch=Path(scratch),
+                progress=scale_progress(progress, start=i / need_count, end=(i + 1) / need_count),
             )
             rows.update({(row.key, row.precision): row for row in new_rows})
     return DeviceTable(device=device, threads=threads, rows=tuple(rows.values()))
@@ -246,7 +247,12 @@ def _group_by_need(missing: Sequence[tuple[TableNeed, str]]) -> dict[TableNeed, 
 
 
 def _measure_rows(
-    need: TableNeed, precisions: Sequence[str], *, settings: _SessionSettings, scratch: Path
+    need: TableNeed,
+    precisions: Sequence[str],
+    *,
+    settings: _SessionSettings,
+    scratch: Path,
+    progress: StageProgress,
 ) -> list[TableRow]:
     """Measure one block in some precisions, each at several sizes."""
     whole_block = SizedBlock(key=need.key, units=need.units)
@@ -260,7 +266,7 @@ def _measure_rows(
             block = SizedBlock(key=need.key, units=size)
             copies = 1 if _is_large(block) else STACKED_COPIES
             stacks.append(_Stack(block=block, copies=copies, precision=precision))
-    block_ms = _time_blocks(stacks, settings=settings, scratch=scratch)
+    block_ms = _time_blocks(stacks, settings=settings, scratch=scratch, progress=progress)
     rows: list[TableRow] = []
     for i, precision in enumerate(precisions):
         ms = block_ms[i * len(sizes) : (i + 1) * len(sizes)]
@@ -349,7 +355,11 @@ class _OpenStack:
 
 
 def _time_blocks(
-    stacks: Sequence[_Stack], *, settings: _SessionSettings, scratch: Path
+    stacks: Sequence[_Stack],
+    *,
+    settings: _SessionSettings,
+    scratch: Path,
+    progress: StageProgress,
 ) -> list[float]:
     """Return the milliseconds of one block of each stack, without those of an empty call.
 
@@ -359,7 +369,8 @@ def _time_blocks(
     empty_stack = replace(stacks[0], copies=0, precision="fp32").load(settings, scratch)
     block_ms: list[float] = []
     turn: list[_OpenStack] = []
-    for stack in stacks:
+    for i, stack in enumerate(stacks):
+        progress(f"{stack.block.key.kind} blocks", i / len(stacks))
         open_stack = stack.load(settings, scratch)
         size_bytes = sum(other.size_bytes for other in turn) + open_stack.size_bytes
         if turn and size_bytes > MAX_BYTES_IN_TURN:
