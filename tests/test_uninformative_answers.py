@@ -160,6 +160,14 @@ def test_determined_quality_ends_well(tmp_path):
     assert "undetermined" not in page
 
 
+def test_a_few_equal_answers_are_not_told_one_by_one(tmp_path):
+    few = {"captioner": counts(0, 1), "pick": counts(0, 0)}
+    write_report(make_summary(dense_answers=few, compressed_answers=few), tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "No answer is empty, and hardly any are equal to one another." in page
+    assert "of 100 answers" not in page + (tmp_path / "report.md").read_text(encoding="utf-8")
+
+
 def test_word_errors_of_what_is_longer_than_the_window_are_told():
     scores = {
         "wer": PerSampleScores(

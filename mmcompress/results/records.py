@@ -339,6 +339,9 @@ MAX_UNINFORMATIVE_SHARE = 0.9
 """Share of the dense answers of a node that are empty or one and the same text. From this share on,
 no metric of its texts tells what was lost: nearly any change leaves such answers as they are."""
 
+MENTIONED_ALIKE_SHARE = 0.01
+"""Share of equal answers up to which a report does not mention them: a few inputs are alike."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerCounts:
@@ -365,6 +368,12 @@ class AnswerCounts:
     def is_uninformative(self) -> bool:
         """Whether the answers are judged though they tell nothing."""
         return self.judged and self.uninformative_share >= MAX_UNINFORMATIVE_SHARE
+
+    @property
+    def is_worth_mention(self) -> bool:
+        """Whether some answers are empty, or more of them are equal than a few alike inputs ask
+        for."""
+        return bool(self.empty) or self.uninformative_share > MENTIONED_ALIKE_SHARE
 
     def describe(self) -> str:
         """Return the counts in words."""
@@ -704,6 +713,12 @@ class Summary:
     def undetermined_nodes(self) -> tuple[str, ...]:
         """The nodes whose dense answers tell too little for quality to be determined."""
         return tuple(name for name, counts in self.dense_answers.items() if counts.is_uninformative)
+
+    @property
+    def has_answers_worth_mention(self) -> bool:
+        """Whether some answers of either side are empty, or too many are equal to one another."""
+        counts = [*self.dense_answers.values(), *self.compressed_answers.values()]
+        return any(each.is_worth_mention for each in counts)
 
     @property
     def determined_quality(self) -> float | None:
