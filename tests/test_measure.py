@@ -99,6 +99,48 @@ def test_a_cached_step_appends_to_its_past():
 FFN_KEY = TableKey(kind="ffn", width=32, head=1, positions=4, keys=4, batch=1)
 
 
+def test_rows_that_are_slower_than_larger_ones_are_out_of_order():
+    """Of one block at 2, 4 and 8 positions, the row at 4 was measured while something else ran."""
+    rows = {}
+    for positions, ms in ((2, 1.0), (4, 3.0), (8, 2.0)):
+        key = replace(FFN_KEY, positions=positions)
+        rows[key, "fp32"] = table.TableRow(
+            key=key, precision="fp32", units=(32, 64), ms=(ms / 2, ms)
+        )
+    slow = (replace(FFN_KEY, positions=4), "fp32")
+    assert table.list_disordered_rows(rows) == [slow]
+    # Another precision, another width, or fewer keys for more positions: nothing is compared.
+    for changed in (
+        {slow: replace(rows[slow], precision="int8")},
+        {slow: replace(rows[slow], units=(32, 48))},
+    ):
+        assert table.list_disordered_rows(rows | changed) == []
+
+
+def test_a_row_out_of_order_is_measured_once_more(monkeypatch):
+    measured = []
+
+    def measure_rows(need, precisions, **_):
+        measured.append(need.key.positions)
+        ms = {2: 1.0, 4: 3.0 if measured.count(4) == 1 else 1.5, 8: 2.0}[need.key.positions]
+        return [
+            table.TableRow(key=need.key, precision=precision, units=(64,), ms=(ms,))
+            for precision in precisions
+        ]
+
+    monkeypatch.setattr(table, "_measure_rows", measure_rows)
+    needs = [
+        table.TableNeed(key=replace(FFN_KEY, positions=positions), units=64, granularity=64)
+        for positions in (2, 4, 8)
+    ]
+    found = table.measure_table(needs, 1, precisions=["fp32"])
+    assert measured == [2, 4, 8, 4]
+    assert [row.ms for row in found.rows] == [(1.0,), (1.5,), (2.0,)]
+    # What is on record from before stays as it is.
+    kept = table.measure_table(needs, 1, precisions=["fp32"], cached=found)
+    assert kept == found and measured == [2, 4, 8, 4]
+
+
 def test_the_table_measures_only_what_is_missing(monkeypatch):
     need = [table.TableNeed(key=FFN_KEY, units=64, granularity=16)]
     first = table.measure_table(need, 1)

@@ -13,6 +13,7 @@ from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Attempt, BoundKind, Trial
 from mmcompress.results.target_met import find_worst_ratio, list_node_bounds
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FitTolerances
+from mmcompress.run.near_precisions import correct_by_comparisons
 from mmcompress.run.structure_benchmark import MIN_MARGIN, StructureBenchmark
 from mmcompress.runtime.progress import StageProgress
 from mmcompress.search.build_problem import AIMED_SHARE
@@ -201,7 +202,10 @@ def approach_target(
         attempts = expect_latencies(attempts, predictor, options=options)
         last = attempts[-1]
         progress(_describe_measurement(last, target_ms=target_ms), None)
-        if last.is_accepted(options):
+        first_predictor = correct_by_comparisons(
+            first_predictor, trial.candidate, last.benchmark.other_precisions
+        )
+        if last.is_accepted(options) and not last.benchmark.has_free_fp32:
             exhausted = False
             break
         is_too_fast = last.compute_target_share(target_ms) < last.lower_share(options.tolerances)

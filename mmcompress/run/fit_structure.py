@@ -23,6 +23,7 @@ from mmcompress.run.approach_target import (
 from mmcompress.run.explain_structure import explain_structure
 from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
 from mmcompress.run.learned_corrections import NodeCorrections, read_node_corrections
+from mmcompress.run.near_precisions import find_near_precisions, prefer_fp32
 from mmcompress.run.next_artifact import ArtifactLimits, Retry, plan_artifact
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.resume import read_valid_structure
@@ -39,7 +40,7 @@ from mmcompress.search.short_finetune import FinetunedStructures, rank_by_short_
 from mmcompress.search.study import read_first_error
 from mmcompress.spec.schema import Limits
 from mmcompress.storage import read_record, write_record
-from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.context import RunContext, list_precisions
 
 MAX_BUDGET_SHIFT = 0.08
 """Share of a budget by which it may have moved for the last structure to be adjusted; else the
@@ -99,6 +100,7 @@ def open_search(
                     budget_ms=budget_ms,
                     evaluator=evaluator,
                     structure=last.candidate,
+                    start=prefer_fp32(last.candidate, predictor, precisions=list_precisions(run)),
                 )
             if trial is None or trial.candidate.make_key() in proposed_keys:
                 trials = steps.search(
@@ -261,17 +263,28 @@ def _approach_by_measuring(
     def is_clear_miss_ms(ms: float) -> bool:
         return is_clear_miss(options.final_to_fitted * ms / options.target_ms)
 
+    compared_nodes: set[str] = set()
+
     def measure_candidate(candidate: Candidate, predicted_ms: float) -> StructureBenchmark:
+        near_precisions = find_near_precisions(
+            candidate, predictor, precisions=list_precisions(run)
+        )
+        # One comparison of a node is enough.
+        for node_name in compared_nodes:
+            near_precisions.pop(node_name, None)
+        compared_nodes.update(near_precisions)
+        message = f"measuring the best structure (predicted {predicted_ms:.2f} ms)"
+        for node_name, precision in near_precisions.items():
+            message += f", {node_name} also in {precision}"
         with run.time_stage("fit"):
-            run.on_progress(
-                "fit", f"measuring the best structure (predicted {predicted_ms:.2f} ms)", None
-            )
+            run.on_progress("fit", message, None)
             return measure_structure(
                 run,
                 prepared.sensitivity,
                 candidate=candidate,
                 dense=prepared.dense,
                 is_enough=is_clear_miss_ms,
+                near_precisions=near_precisions,
             )
 
     return approach_target(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from mmcompress.measure.latency.bench import (
 )
 from mmcompress.results.records import BoundKind
 from mmcompress.results.target_met import find_worst_ratio, list_node_bounds
+from mmcompress.run.near_precisions import PrecisionComparison, change_precisions
 from mmcompress.run.profile import Profile, bench_beside_dense
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
@@ -52,6 +54,12 @@ MARGIN_BOOTSTRAP_DRAWS = 500
 
 STRUCTURE_NAME = "new"
 """The name of the structure among the bundles that are measured in turn."""
+
+OTHER_NAME = "other"
+"""The name of the same structure with some nodes in another precision."""
+
+NO_PRECISIONS: Mapping[str, str] = MappingProxyType({})
+"""No node is measured in another precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +100,16 @@ class StructureBenchmark:
     """Latency of each node / latency of the same node of the dense pipeline."""
     comparison: ReferenceComparison | None = None
     """How it compares with whole pipelines; None where the target is in milliseconds."""
+    other_precisions: dict[str, PrecisionComparison] = field(default_factory=dict)
+    """Nodes that were measured in another precision as well."""
+
+    @property
+    def has_free_fp32(self) -> bool:
+        """Whether a node was no slower in fp32 than in its own precision."""
+        return any(
+            comparison.precision == DENSE_NAME and comparison.ratio <= 1
+            for comparison in self.other_precisions.values()
+        )
 
     def estimate_long_run_ms(self, reference_runs: Path) -> float:
         """Return `ms` at the average speed of the machine, so that structures can be compared.
@@ -111,6 +129,7 @@ def measure_structure(
     candidate: Candidate,
     dense: Profile,
     is_enough: Callable[[float], bool] | None = None,
+    near_precisions: Mapping[str, str] = NO_PRECISIONS,
 ) -> StructureBenchmark:
     """Measure a structure as a whole export.
 
@@ -125,11 +144,18 @@ def measure_structure(
         dense: The profile of the dense pipeline.
         is_enough: Whether these milliseconds need not be known better. By default, a structure is
             measured until its margin is small, or the time for it is over.
+        near_precisions: Precisions that some nodes are measured in as well, beside their own.
     """
     statistic = run.goal.statistic
     samples = _bench_structure(
-        run, sensitivity, candidate=candidate, dense=dense, is_enough=is_enough
+        run,
+        sensitivity,
+        candidate=candidate,
+        dense=dense,
+        is_enough=is_enough,
+        near_precisions=near_precisions,
     )
+    other_samples = samples.pop(OTHER_NAME, None)
     references = choose_references(candidate.precision, samples)
     structure = samples[STRUCTURE_NAME].summarize()
     reference = samples[DENSE_NAME].summarize()
@@ -158,7 +184,28 @@ def measure_structure(
         margin=estimate_margin(samples, references, statistic=statistic),
         node_ratios=compute_paired_node_ratios(samples[STRUCTURE_NAME], samples[DENSE_NAME]),
         comparison=comparison,
+        other_precisions=_compare_precisions(
+            samples[STRUCTURE_NAME], other_samples, near_precisions=near_precisions
+        ),
     )
+
+
+def _compare_precisions(
+    own: Samples, other: Samples | None, *, near_precisions: Mapping[str, str]
+) -> dict[str, PrecisionComparison]:
+    """Compare nodes in two precisions, request by request; nothing where none was measured."""
+    if other is None:
+        return {}
+    comparisons: dict[str, PrecisionComparison] = {}
+    for node_name, precision in near_precisions.items():
+        ratios = [
+            other_ms / own_ms
+            for other_ms, own_ms in zip(other.nodes[node_name], own.nodes[node_name], strict=True)
+        ]
+        comparisons[node_name] = PrecisionComparison(
+            precision=precision, ratio=statistics.median(ratios)
+        )
+    return comparisons
 
 
 def _bench_structure(
@@ -168,18 +215,28 @@ def _bench_structure(
     candidate: Candidate,
     dense: Profile,
     is_enough: Callable[[float], bool] | None,
+    near_precisions: Mapping[str, str],
 ) -> dict[str, Samples]:
-    """Write the bundle of a structure and measure it in turn with the reference pipelines."""
-    folder = run.folder.scratch
+    """Write the bundle of a structure and measure it in turn with the reference pipelines.
+
+    Where some of its nodes are near in another precision, the structure with all of these
+    precisions is measured in the same turns.
+    """
+    structures = {STRUCTURE_NAME: candidate}
+    if near_precisions:
+        structures[OTHER_NAME] = change_precisions(candidate, near_precisions)
     models = build_pruned_models(run, sensitivity, candidate=candidate, refit=False)
-    run.write_bundle(
-        models,
-        candidate.precision,
-        kept=candidate.kept_units,
-        folder=folder,
-        prove=False,
-        fp32_blocks=select_fp32_blocks(sensitivity, candidate),
-    )
+    bundles: dict[str, Path] = {}
+    for name, structure in structures.items():
+        bundles[name] = run.folder.scratch / name
+        run.write_bundle(
+            models,
+            structure.precision,
+            kept=structure.kept_units,
+            folder=bundles[name],
+            prove=False,
+            fp32_blocks=select_fp32_blocks(sensitivity, structure),
+        )
     # Of a large pipeline, the sessions need the memory of the models.
     del models
     statistic = run.goal.statistic
@@ -193,7 +250,7 @@ def _bench_structure(
     samples = bench_beside_dense(
         run,
         {
-            STRUCTURE_NAME: folder,
+            **bundles,
             DENSE_NAME: run.shared.baseline,
             **find_reference_bundles(run, candidate, dense=dense),
         },
@@ -201,7 +258,7 @@ def _bench_structure(
         max_requests=MAX_REQUESTS_FACTOR * run.spec.measure.requests,
         is_certain=is_certain,
     )
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(run.folder.scratch, ignore_errors=True)
     return samples
 
 

@@ -386,6 +386,7 @@ def adjust_structure(
     budget_ms: float,
     evaluator: TrialEvaluator,
     structure: Candidate,
+    start: Candidate | None = None,
 ) -> Trial | None:
     """Adjust a structure to a budget that has moved a little, and evaluate it.
 
@@ -399,6 +400,7 @@ def adjust_structure(
         budget_ms: Milliseconds that the structure may be predicted to take.
         evaluator: Evaluates trials.
         structure: The structure that was measured.
+        start: The same structure with other precisions, where a measurement speaks for them.
 
     Returns:
         The trial; None where no unit is small enough for the change, or where the trial failed.
@@ -406,8 +408,10 @@ def adjust_structure(
     problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
     # In another precision it would be another structure.
     problem = replace(problem, precisions={})
-    adjusted_structure = structure
-    smaller = cut_to_budget(problem, structure, loss_increase=sensitivity.estimate_loss_increase)
+    adjusted_structure = start or structure
+    smaller = cut_to_budget(
+        problem, adjusted_structure, loss_increase=sensitivity.estimate_loss_increase
+    )
     if smaller is not None:
         adjusted_structure = grow_to_budget(
             problem,

@@ -181,6 +181,8 @@ def measure_table(
 ) -> DeviceTable:
     """Measure the blocks that a cached table lacks.
 
+    A new row that breaks the order in positions or keys is measured once more.
+
     Args:
         needs: Blocks of a pipeline; one may occur several times.
         threads: Threads of a session.
@@ -209,7 +211,56 @@ def measure_table(
                 progress=scale_progress(progress, start=i / need_count, end=(i + 1) / need_count),
             )
             rows.update({(row.key, row.precision): row for row in new_rows})
+        disordered = set(list_disordered_rows(rows)) & set(_list_row_keys(missing))
+        for need, precision in missing:
+            row_key = (need.key, precision)
+            if row_key not in disordered:
+                continue
+            progress(f"{need.key.kind} blocks once more", None)
+            [again] = _measure_rows(
+                need,
+                [precision],
+                settings=_SessionSettings(threads=threads, provider=provider),
+                scratch=Path(scratch),
+                progress=ignore_progress,
+            )
+            rows[row_key] = _take_lower_ms(rows[row_key], again)
     return DeviceTable(device=device, threads=threads, rows=tuple(rows.values()))
+
+
+def _list_row_keys(needs: Sequence[tuple[TableNeed, str]]) -> list[RowKey]:
+    """List the keys of the rows that some needs ask for."""
+    return [(need.key, precision) for need, precision in needs]
+
+
+def list_disordered_rows(rows: Rows) -> list[RowKey]:
+    """List the rows that are slower than a row of as many positions and keys, or of more.
+
+    Fewer positions never take more time: something else ran while such a row was measured. Only
+    whole blocks of the same size are compared.
+    """
+    disordered: list[RowKey] = []
+    for row_key, row in rows.items():
+        for other in rows.values():
+            is_alike = other.precision == row.precision and other.units[-1] == row.units[-1]
+            if is_alike and _is_larger(other.key, row.key) and other.ms[-1] < row.ms[-1]:
+                disordered.append(row_key)
+                break
+    return disordered
+
+
+def _is_larger(key: TableKey, than: TableKey) -> bool:
+    """Return whether a key is another one with more positions, or with more keys to read."""
+    is_another = key != than
+    has_as_many = key.positions >= than.positions and key.keys >= than.keys
+    same_positions = replace(key, positions=than.positions, keys=than.keys)
+    return is_another and has_as_many and same_positions == than
+
+
+def _take_lower_ms(row: TableRow, again: TableRow) -> TableRow:
+    """Return a row with the lower of two measurements of each size."""
+    lower_ms = [min(pair) for pair in zip(row.ms, again.ms, strict=True)]
+    return replace(row, ms=tuple(fit_rising(lower_ms)))
 
 
 def _merge_needs(needs: Iterable[TableNeed]) -> list[TableNeed]:

@@ -271,6 +271,24 @@ class Predictor:
                 outside_sessions_ms[node] *= factor
         return replace(self, fits=fits, outside_sessions_ms=outside_sessions_ms)
 
+    def correct_precision(self, node: str, *, precision: str, factor: float) -> Predictor:
+        """Return a predictor that predicts another latency of a node in one precision.
+
+        What the node takes outside its sessions does not depend on the precision, so the sessions
+        take the whole change.
+
+        Args:
+            node: The node.
+            precision: The precision.
+            factor: Latency of the node / predicted latency.
+        """
+        outside_ms = self.outside_sessions_ms.get(node, 0.0)
+        fit = self.fits[node][precision]
+        changed_fit = fit.multiply(factor)
+        changed_fit = replace(changed_fit, base=changed_fit.base + (factor - 1) * outside_ms)
+        fits = {**self.fits, node: {**self.fits[node], precision: changed_fit}}
+        return replace(self, fits=fits)
+
     def combine_node_ms(self, node_ms: Mapping[str, float]) -> float:
         """Return what nodes take together.
 
