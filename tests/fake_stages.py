@@ -119,7 +119,7 @@ class FakeStages:
 
     def fit(self, run, prepared, *, plan, tolerances) -> FittedStructure:
         """Return the structure on record if it is valid, else another one."""
-        effort = ArtifactLimits.from_spec(run.spec, run.space).search_effort
+        effort = ArtifactLimits.from_spec(run.spec).search_effort
         stored = read_valid_structure(run.folder, plan, effort=effort)
         if stored:
             return stored

@@ -31,6 +31,7 @@ from mmcompress.results.records import (
     TrainingResult,
     Trial,
 )
+from mmcompress.run import next_artifact
 from mmcompress.run import run_targets as workflow
 from mmcompress.run.answers import answer_split, estimate_qualities
 from mmcompress.run.approach_target import (
@@ -42,7 +43,6 @@ from mmcompress.run.approach_target import (
 from mmcompress.run.compress.restart import StartChoice, choose_start
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure, FitTolerances
 from mmcompress.run.next_artifact import (
-    ROUNDED_FINAL_FACTOR,
     Artifact,
     ArtifactLimits,
     Done,
@@ -62,7 +62,7 @@ from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.progress import ignore_progress
 from mmcompress.search.build_problem import AIMED_SHARE
 from mmcompress.spec.schema import Limits
-from mmcompress.spec.space import Dimension, Space, find_default_space, load_space
+from mmcompress.spec.space import Dimension, find_default_space
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import _select_decisive_options, open_run
 from mmcompress.workspace.folder import RunFolder
@@ -549,16 +549,13 @@ def test_a_miss_is_tried_once_more_even_where_one_artifact_is_asked(
     assert first_attempts == [0, 2][:made]
 
 
-@pytest.mark.parametrize(("has_vnni", "factor"), [(True, ROUNDED_FINAL_FACTOR), (False, 1.0)])
-def test_rounded_generators_are_expected_to_be_slower_where_int8_has_instructions(
-    tiny, monkeypatch, has_vnni, factor
-):
-    monkeypatch.setattr("mmcompress.run.next_artifact.multiplies_int8", lambda: has_vnni)
+def test_artifacts_that_write_are_expected_to_take_another_time_than_their_structures(tiny):
     spec = load_spec(tiny / "spec.yaml")
-    space = load_space(find_default_space(), spec)
-    assert ArtifactLimits.from_spec(spec, space).expected_factor == factor
-    whole = Space(name="whole", dimensions={})
-    assert ArtifactLimits.from_spec(spec, whole).expected_factor == 1.0
+    assert ArtifactLimits.from_spec(spec).expected_factor == next_artifact.EXPECTED_FINAL_FACTOR
+    silent = {name: node for name, node in spec.nodes.items() if name != "captioner"}
+    assert ArtifactLimits.from_spec(replace(spec, nodes=silent)).expected_factor == 1.0
+    elsewhere = replace(spec, measure=replace(spec.measure, readings="device.json"))
+    assert ArtifactLimits.from_spec(elsewhere).expected_factor == 1.0
 
 
 def test_what_an_artifact_taught_is_in_the_plan_of_the_next():
@@ -1037,7 +1034,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         r.goal.compute_p95_ratio(dense.latency_ms),
     )
     # It is expected to take a little more than its structure.
-    factor = ArtifactLimits.from_spec(r.spec, r.space).expected_factor
+    factor = ArtifactLimits.from_spec(r.spec).expected_factor
     expected = replace(predict, correction=factor * predict.correction)
     p = build_problem(
         r, ev, predictor=replace(expected, p95_ratio=tail), budget_ms=AIMED_SHARE * ms

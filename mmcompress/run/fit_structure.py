@@ -182,8 +182,8 @@ def fit_structure(
     Raises:
         DataError: Every trial of the search failed.
     """
-    plan = plan or plan_artifact((), ArtifactLimits.from_spec(run.spec, run.space))
-    effort = ArtifactLimits.from_spec(run.spec, run.space).search_effort
+    plan = plan or plan_artifact((), ArtifactLimits.from_spec(run.spec))
+    effort = ArtifactLimits.from_spec(run.spec).search_effort
     if plan.bounds != run.spec.limits:
         run = replace(run, spec=replace(run.spec, limits=plan.bounds))
     stored = read_valid_structure(run.folder, plan, effort=effort)

@@ -77,7 +77,7 @@ def resume_target(run: RunContext) -> TargetState:
     a finished artifact stays in its place until something better is made.
     """
     best = run.folder.best
-    limits = ArtifactLimits.from_spec(run.spec, run.space)
+    limits = ArtifactLimits.from_spec(run.spec)
     finish_interrupted_move(best)
     set_damaged_artifact_aside(run)
     if best.has_next() and not best.summary.exists():
@@ -181,7 +181,7 @@ def keep_best(run: RunContext, summary: Summary | None, *, is_better: IsBetter) 
         note_choice(best, folder, winner=best_summary, loser=summary)
     # All trials that were asked for have been tried: a resumed run must not search again.
     fitted = read_record(FittedStructure, best.fitted)
-    effort = ArtifactLimits.from_spec(run.spec, run.space).search_effort
+    effort = ArtifactLimits.from_spec(run.spec).search_effort
     write_record(best.fitted, replace(fitted, search_effort=effort))
     if best.has_next():
         discard_next(best, goes_on=False)

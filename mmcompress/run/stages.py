@@ -176,7 +176,7 @@ def reach_target(
         history.append(Artifact(fitted=fitted, summary=summary))
         if state.is_only_remade(run, fitted, summary=summary):
             break
-        step = policy.next_step(history, ArtifactLimits.from_spec(run.spec, run.space))
+        step = policy.next_step(history, ArtifactLimits.from_spec(run.spec))
         if isinstance(step, Done):
             break
         run = keep_better(run, summary, is_better=policy.is_better)

@@ -97,12 +97,6 @@ def describe_cpu() -> dict[str, Any]:
     return facts
 
 
-def multiplies_int8() -> bool:
-    """Return whether this processor has instructions of its own for products of int8."""
-    flags = describe_cpu()["flags"]
-    return any(flag in flags for flag in INT8_CPU_FLAGS)
-
-
 def _read_cpuinfo() -> list[tuple[str, str]]:
     """Read the lines of /proc/cpuinfo as (key, value); none where the system has no such file."""
     try:
