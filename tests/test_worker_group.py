@@ -72,13 +72,17 @@ def test_all_processes_halve_their_shares_where_the_memory_of_one_runs_out(
 @pytest.mark.filterwarnings("ignore:`use_push_based_shuffle` is deprecated:DeprecationWarning")
 def test_no_other_ray_of_the_machine_is_asked_whether_workers_should_live():
     """Ray's cleaner asks the dashboard at the usual port, whichever Ray it is of."""
-    from mmcompress.run.compress.train_on_ray import CLEANER, TorchTrainer, TrainerOfOneCluster
+    from mmcompress.run.compress.train_on_ray import (
+        OMITTED_CALLBACK,
+        TorchTrainer,
+        TrainerOfOneCluster,
+    )
 
     def list_callbacks(trainer_type):
         callbacks = trainer_type(lambda: None)._create_default_callbacks()
         return [type(each).__name__ for each in callbacks]
 
     usual = list_callbacks(TorchTrainer)
-    assert CLEANER in usual
-    usual.remove(CLEANER)
+    assert OMITTED_CALLBACK in usual
+    usual.remove(OMITTED_CALLBACK)
     assert list_callbacks(TrainerOfOneCluster) == usual

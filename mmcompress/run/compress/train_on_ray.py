@@ -63,7 +63,7 @@ SHARED_CHECKPOINT_SECONDS = 60.0
 MAX_LOST_WORKERS = 5
 """Times that a training goes on after it lost workers, until a person has to look."""
 
-CLEANER = "PlacementGroupCleanerCallback"
+OMITTED_CALLBACK = "PlacementGroupCleanerCallback"
 """The callback of Ray Train that is left out (`ray.train.v2._internal.callbacks`)."""
 
 STATE_FILE = "state.safetensors"
@@ -226,7 +226,7 @@ class TrainerOfOneCluster(TorchTrainer):
         """
         # Checkers see the trainer of the first version of Ray Train.
         callbacks: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
-        return [each for each in callbacks if type(each).__name__ != CLEANER]
+        return [each for each in callbacks if type(each).__name__ != OMITTED_CALLBACK]
 
 
 def _fit(
