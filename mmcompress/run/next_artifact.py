@@ -19,10 +19,11 @@ from mmcompress.results.target_met import (
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure
 from mmcompress.spec.schema import Limits, Spec
 
-EXPECTED_FINAL_FACTOR = 0.98
+EXPECTED_FINAL_FACTOR = 0.99
 """Latency of an artifact / latency of its structure before the training, where a node writes texts.
-It is expected before an artifact was made. Ten runs of the image pipeline gave 0.954 to 1.003, and
-0.982 in the mean: with VNNI, without it, and in fp32 alone."""
+It is expected before an artifact was made. Eleven runs of the image pipeline gave 0.954 to 1.015,
+and 0.985 in the mean, with and without VNNI. It lies a little above that mean: a missed target
+costs another artifact, and what is a percent faster than asked costs next to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
