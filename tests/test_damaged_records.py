@@ -287,8 +287,9 @@ def test_a_folder_that_is_replaced_is_never_seen_without_its_files(tmp_path):
             with suppress(FileNotFoundError):
                 before = os.stat(folder)
                 names = tuple(sorted(os.listdir(folder)))
-                # Otherwise it was moved away while it was listed.
-                if os.path.samestat(before, os.stat(folder)):
+                after = os.stat(folder)
+                # Otherwise it was moved away while it was listed. A new folder may have its inode.
+                if (before.st_ino, before.st_ctime_ns) == (after.st_ino, after.st_ctime_ns):
                     seen.append(names)
 
     watcher = threading.Thread(target=look)

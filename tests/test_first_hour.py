@@ -157,7 +157,7 @@ def test_a_run_is_explained_before_it_runs(call, tiny, run_folder):
     ):
         assert part in text, part
     assert "captioner: " in text and "cross_attention" in text  # the reason of what is protected
-    assert "1.2x: an artifact takes about" in text and "another one adds" in text
+    assert "1.22x: an artifact takes about" in text and "another one adds" in text
     done, text = call("explain", tiny / "spec.yaml", "--run", run_folder, "--target", "3x")
     assert done.exit_code == 0 and "measured latencies" in text and " ms" in text
     assert f"Milliseconds are those of {run_folder}" in text.replace("\n", "")

@@ -99,15 +99,15 @@ WRONG = [
         "kind: emoji_scene",
         r"unknown data kind 'emoji_scene'; did you mean 'emoji_scenes'",
     ),
-    ("target: 1.2x", "target: fast", r"spec.yaml:\d+: target: expected a target like 2x"),
-    ("target: 1.2x", "target: 1.2x\ntarget: 2x", r"'target' stands twice"),
+    ("target: 1.22x", "target: fast", r"spec.yaml:\d+: target: expected a target like 2x"),
+    ("target: 1.22x", "target: 1.22x\ntarget: 2x", r"'target' stands twice"),
     (
-        "target: 1.2x",
+        "target: 1.22x",
         "prune: {importance: tailor}",
         r"unknown importance 'tailor'; did you mean 'taylor'",
     ),
-    ("target: 1.2x", "metrics: [recall]", r"unknown metric 'recall'"),
-    ("target: 1.2x", "plugins: [no_such_module]", r"can't import 'no_such_module'"),
+    ("target: 1.22x", "metrics: [recall]", r"unknown metric 'recall'"),
+    ("target: 1.22x", "plugins: [no_such_module]", r"can't import 'no_such_module'"),
     ("    source: ./clip\n", "", r":4: nodes.vision: 'source' is missing"),
     (
         "name: tiny",
@@ -121,22 +121,22 @@ WRONG = [
     ),
     ("name: tiny", "name: [tiny", r"not valid YAML"),
     (
-        "target: 1.2x",
+        "target: 1.22x",
         "metrics: [embedding]",
         r"metrics.0: metric 'embedding' needs embeddings that no joining",
     ),
     ("  choose:\n", "  units:\n", "nodes.units: choose another name"),
     (
-        "target: 1.2x",
-        "target: 1.2x\nlimits: {size_mb: 0}",
+        "target: 1.22x",
+        "target: 1.22x\nlimits: {size_mb: 0}",
         r"limits.size_mb: must lie in more than 0 .. 1e\+09, got 0",
     ),
     (
-        "target: 1.2x",
-        "target: 1.2x\nlimits: {node_ms: {vision: 0}}",
+        "target: 1.22x",
+        "target: 1.22x\nlimits: {node_ms: {vision: 0}}",
         r"limits.node_ms.vision: must lie in more than 0 .. 1e\+09, got 0",
     ),
-    ("target: 1.2x", "metrics: []", r"metrics: name at least one to judge by"),
+    ("target: 1.22x", "metrics: []", r"metrics: name at least one to judge by"),
     ("prior: 0.1", "prompt: hello", r"choose.prompt: a nearest has no prompt, only text_decoder"),
     (
         "inputs: {text: captioner.texts}",
@@ -406,7 +406,7 @@ WRONG_VALUES = {
     "candidates: 2": "candidates: 0",
     "distill: {steps: 4": "distill: {steps: four",
     "choose.best, embedding": "chose.best, embedding",
-    "target: 1.2x": "target: 0.2x",
+    "target: 1.22x": "target: 0.2x",
     "kind: nearest": "kind: nearst",
 }
 """Parts of the tiny spec, and what stands there instead."""

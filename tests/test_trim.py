@@ -86,24 +86,26 @@ def test_units_go_where_the_measured_loss_is_least(miss_at, monkeypatch):
     run, prepared = miss_at(1.03)
     measured = []
 
-    class CountMissingHeads:
-        """Stand in for the loss: heads of the captioner are dear, positions cost nothing."""
+    class PreferLast:
+        """Stand in for the loss: each place that is tried loses less than those before."""
 
         def __init__(self, run):
-            blocks = run.blocks["captioner"]
-            self.heads = sum(block.units for block in blocks if block.group == "heads")
+            pass
 
         def measure(self, models):
-            blocks = models["captioner"].blocks
-            left = sum(block.units for block in blocks if block.group == "heads")
-            measured.append(self.heads - left)
-            return measured[-1]
+            kept_units = {}
+            for node_name, model in models.items():
+                kept_units[node_name] = {block.name: block.units for block in model.blocks}
+            measured.append(kept_units)
+            return -len(measured)
 
-    monkeypatch.setattr(trim_structure, "ValidationLoss", CountMissingHeads)
-    earlier = read_record(FittedStructure, run.folder.best.fitted).candidate
+    monkeypatch.setattr(trim_structure, "ValidationLoss", PreferLast)
     fitted = fit_structure(run, prepared, open_proposals=refuse_to_search)
-    assert measured[0] > min(measured)
-    assert fitted.candidate.kept_units["captioner"] == earlier.kept_units["captioner"]
+    assert len(measured) > 1
+    for node_name, kept_units in measured[-1].items():
+        for block_name, units in kept_units.items():
+            assert fitted.candidate.kept_units[node_name][block_name] == units
+    assert measured[0] != measured[-1]
 
 
 @pytest.mark.parametrize(("factor", "long_run_share"), [(1.0, 1.03), (0.98, 1.0094), (0.9, 1.0)])

@@ -21,7 +21,6 @@ from mmcompress.graph.blocks import (
     count_steps,
     count_units_after,
 )
-from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.structure import Candidate, measure_removed_share
 from mmcompress.results.records import (
     Attempt,
@@ -31,7 +30,6 @@ from mmcompress.results.records import (
     TrainingResult,
     Trial,
 )
-from mmcompress.run import next_artifact
 from mmcompress.run import run_targets as workflow
 from mmcompress.run.answers import answer_split, estimate_qualities
 from mmcompress.run.approach_target import (
@@ -549,15 +547,6 @@ def test_a_miss_is_tried_once_more_even_where_one_artifact_is_asked(
     assert first_attempts == [0, 2][:made]
 
 
-def test_artifacts_that_write_are_expected_to_take_another_time_than_their_structures(tiny):
-    spec = load_spec(tiny / "spec.yaml")
-    assert ArtifactLimits.from_spec(spec).expected_factor == next_artifact.EXPECTED_FINAL_FACTOR
-    silent = {name: node for name, node in spec.nodes.items() if name != "captioner"}
-    assert ArtifactLimits.from_spec(replace(spec, nodes=silent)).expected_factor == 1.0
-    elsewhere = replace(spec, measure=replace(spec.measure, readings="device.json"))
-    assert ArtifactLimits.from_spec(elsewhere).expected_factor == 1.0
-
-
 def test_what_an_artifact_taught_is_in_the_plan_of_the_next():
     limits = ArtifactLimits(bounds=Limits(params_m=2.0), max_artifacts=3, search_effort=4)
     missed = _judged_artifact(1.02, effort=4, params=2.2e6)
@@ -1033,12 +1022,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         r.goal.compute_target_ms(dense.latency_ms),
         r.goal.compute_p95_ratio(dense.latency_ms),
     )
-    # It is expected to take a little more than its structure.
-    factor = ArtifactLimits.from_spec(r.spec).expected_factor
-    expected = replace(predict, correction=factor * predict.correction)
-    p = build_problem(
-        r, ev, predictor=replace(expected, p95_ratio=tail), budget_ms=AIMED_SHARE * ms
-    )
+    p = build_problem(r, ev, predictor=replace(predict, p95_ratio=tail), budget_ms=AIMED_SHARE * ms)
     fitted = moves.grow_to_budget(
         p,
         moves.cut_to_budget(p, winner, loss_increase=ev.estimate_loss_increase),

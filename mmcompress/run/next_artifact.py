@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmcompress.registry import NODE_KINDS
 from mmcompress.results.records import Summary
 from mmcompress.results.target_met import (
     compute_corrected_target_share,
@@ -18,12 +17,6 @@ from mmcompress.results.target_met import (
 )
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure
 from mmcompress.spec.schema import Limits, Spec
-
-EXPECTED_FINAL_FACTOR = 0.99
-"""Latency of an artifact / latency of its structure before the training, where a node writes texts.
-It is expected before an artifact was made. Eleven runs of the image pipeline gave 0.954 to 1.015,
-and 0.985 in the mean, with and without VNNI. It lies a little above that mean: a missed target
-costs another artifact, and what is a percent faster than asked costs next to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +42,6 @@ class ArtifactLimits:
     for another round then."""
     search_effort: int
     """Trials and level switches. Artifacts of a shorter search do not count."""
-    expected_factor: float = 1.0
-    """Expected latency of an artifact / latency of its structure before training."""
 
     @classmethod
     def from_spec(cls, spec: Spec) -> ArtifactLimits:
@@ -60,7 +51,6 @@ class ArtifactLimits:
             max_artifacts=spec.search.max_artifacts,
             bounds_trials=spec.search.max_trials > 0,
             search_effort=spec.search.trials + spec.search.level_switches,
-            expected_factor=_expect_factor(spec),
         )
 
 
@@ -73,8 +63,7 @@ class Retry:
     bounds: Limits
     """Limits to search with: an exceeded one is lowered by the ratio it was exceeded by."""
     writing_factor: float = 1.0
-    """The part of `final_to_fitted` that is expected of any artifact, or that longer texts than the
-    dense ones account for."""
+    """The part of `final_to_fitted` that longer texts than the dense ones account for."""
     first_attempt: int
     """Number of structures measured for earlier artifacts; the search goes on from there."""
     excluded: tuple[str, ...] = ()
@@ -138,13 +127,13 @@ def plan_artifact(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry:
         history: Earlier artifacts for the target, in the order they were made; may be empty.
         limits: What the spec asks for.
     """
-    writing_factor = limits.expected_factor
-    final_to_fitted = writing_factor
+    writing_factor = 1.0
+    final_to_fitted = 1.0
     bounds = limits.bounds
     first_attempt = 0
     for artifact in history:
         reached = compute_dictated_target_share(artifact.summary)
-        writing_factor = limits.expected_factor * find_writing_factor(artifact.summary)
+        writing_factor = find_writing_factor(artifact.summary)
         final_to_fitted = writing_factor * artifact.fitted.next_final_to_fitted(
             reached, margin=artifact.summary.latency_margin
         )
@@ -156,15 +145,6 @@ def plan_artifact(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry:
         bounds=bounds,
         first_attempt=first_attempt,
     )
-
-
-def _expect_factor(spec: Spec) -> float:
-    """Return the expected latency of an artifact / latency of its structure before training.
-
-    On another device nothing is measured after the training, so nothing is expected.
-    """
-    writes_text = any(NODE_KINDS.get(node.kind).loop_graph for node in spec.nodes.values())
-    return EXPECTED_FINAL_FACTOR if writes_text and not spec.measure.readings else 1.0
 
 
 def find_writing_factor(summary: Summary) -> float:
