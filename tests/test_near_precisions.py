@@ -55,7 +55,7 @@ def test_only_nodes_within_a_tenth_are_measured_in_both():
 def test_a_comparison_corrects_one_precision_of_one_node(outside_ms):
     predictor = replace(NEARLY_ALIKE, outside_sessions_ms={"a": outside_ms})
     comparisons = {"a": PrecisionComparison(precision="fp32", ratio=0.9)}
-    corrected = correct_by_comparisons(predictor, INT8, comparisons)
+    corrected = correct_by_comparisons(predictor, INT8, comparisons=comparisons)
     fp32 = change_precisions(INT8, {"a": "fp32"})
     own_ms = predictor.predict_node_ms("a", INT8)
     assert corrected.predict_node_ms("a", INT8) == pytest.approx(own_ms)
@@ -68,7 +68,7 @@ def test_a_comparison_corrects_one_precision_of_one_node(outside_ms):
 @pytest.mark.parametrize(("ratio", "precision"), [(0.98, "fp32"), (1.02, "int8")])
 def test_what_is_no_slower_in_fp32_goes_on_in_fp32(ratio, precision):
     comparisons = {"a": PrecisionComparison(precision="fp32", ratio=ratio)}
-    corrected = correct_by_comparisons(NEARLY_ALIKE, INT8, comparisons)
+    corrected = correct_by_comparisons(NEARLY_ALIKE, INT8, comparisons=comparisons)
     chosen = prefer_fp32(INT8, corrected, precisions=PRECISIONS)
     assert chosen == change_precisions(INT8, {"a": precision})
     # The search may not choose what the space does not hold.

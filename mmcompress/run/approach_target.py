@@ -203,7 +203,7 @@ def approach_target(
         last = attempts[-1]
         progress(_describe_measurement(last, target_ms=target_ms), None)
         first_predictor = correct_by_comparisons(
-            first_predictor, trial.candidate, last.benchmark.other_precisions
+            first_predictor, trial.candidate, comparisons=last.benchmark.other_precisions
         )
         if last.is_accepted(options) and not last.benchmark.has_free_fp32:
             exhausted = False

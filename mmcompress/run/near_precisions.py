@@ -84,7 +84,7 @@ def prefer_fp32(
 
 
 def correct_by_comparisons(
-    predictor: Predictor, candidate: Candidate, comparisons: Mapping[str, PrecisionComparison]
+    predictor: Predictor, candidate: Candidate, *, comparisons: Mapping[str, PrecisionComparison]
 ) -> Predictor:
     """Return a predictor that predicts the measured ratios of two precisions.
 
