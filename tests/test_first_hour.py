@@ -83,6 +83,15 @@ def test_a_folder_of_data_is_looked_at_and_the_spec_stays(call, tmp_path):
     assert done.exit_code == 0 and "fewer pairs than the spec would use" in text
 
 
+def test_only_models_without_a_folder_come_from_a_hub(call, tmp_path):
+    """A library may be named before a folder, too."""
+    (tmp_path / "clip").mkdir()
+    options = ["--source", "vision=transformers:./clip", "--source", "text=transformers:me/it"]
+    options += ["--source", "captioner=./clip", "--source", "eyes=transformers:./clip"]
+    done, text = call("init", "--template", "blip", *options)
+    assert done.exit_code == 0 and "from a hub: text; where none is reached" in text
+
+
 def test_drawn_data_give_way_to_a_folder(call, tmp_path):
     call("init", "--template", "clip_captioner", "--data", "photos")
     spec = load_spec(tmp_path / "clip_captioner.yaml")

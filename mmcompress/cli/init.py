@@ -214,7 +214,9 @@ def _list_hub_sources(spec: Spec) -> list[str]:
     hub = ("open_clip:", "transformers:", "hf-hub:")
     names: list[str] = []
     for name, node in spec.list_model_nodes().items():
-        if node.source.startswith(hub) and not node.source.endswith(RANDOM_WEIGHTS):
+        _, _, model = node.source.partition(":")
+        is_folder = Path(model).is_absolute()
+        if node.source.startswith(hub) and not is_folder and not model.endswith(RANDOM_WEIGHTS):
             names.append(name)
     return names
 
