@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 from fake_stages import QUICK_PACE, FakeStages
@@ -19,7 +20,7 @@ from mmcompress.run.forecast import (
     forecast_next_round,
     forecast_round,
 )
-from mmcompress.run.measure_pace import measure_pace, time_least
+from mmcompress.run.measure_pace import _tell_busy_machine, measure_pace, time_least
 from mmcompress.run.stages import prepare_run
 from mmcompress.run.time_plan import (
     PLAN_RESERVE,
@@ -447,6 +448,20 @@ def test_the_pace_is_measured_and_leaves_the_run_as_it_was(tiny, run_folder, mac
         for tensor, kept in zip(model.state_dict().values(), weights[name], strict=True):
             assert (tensor == kept).all()
     assert sorted(str(path) for path in run_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("cpu_seconds", "wall_seconds", "is_told"),
+    [(0.4, 1.0, True), (0.9, 1.0, False), (0.0, 0.0, False)],
+)
+def test_a_forecast_says_when_other_programs_make_it_long(cpu_seconds, wall_seconds, is_told):
+    told = []
+    run = SimpleNamespace(on_progress=lambda stage, message, share: told.append((stage, message)))
+    _tell_busy_machine(run, cpu_seconds=cpu_seconds, wall_seconds=wall_seconds)
+    assert len(told) == is_told
+    if is_told:
+        [(stage, message)] = told
+        assert stage == "forecast" and "this one had 40% of a core" in message
 
 
 def test_the_forecast_counts_as_the_search_does():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -46,6 +47,9 @@ most of its times are far too long, and one of many is not."""
 QUICK_PACE_SECONDS = 0.5
 """Seconds for which quick work is timed again."""
 
+MIN_CPU_SHARE = 0.75
+"""Share of a core that work without pauses has on a machine that nobody else uses."""
+
 STEP_PASSES = 5
 """Forward passes that a training step, with that of the teacher, is expected to last as long as."""
 
@@ -87,7 +91,14 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
     step_pairs = _choose_pairs(first_seconds / 2, passes=STEP_PASSES, wanted=spec.distill.batch)
     trial_pairs = _choose_pairs(first_seconds / 2, passes=1, wanted=spec.data.validation_pairs)
     with _use_threads(spec.measure.threads if is_inline else 1):
+        cpu_start = time.thread_time()
+        wall_start = run.clock.read_seconds()
         trial_seconds = time_least(run.clock, lambda: _forward(run, count=trial_pairs, split="val"))
+        _tell_busy_machine(
+            run,
+            cpu_seconds=time.thread_time() - cpu_start,
+            wall_seconds=run.clock.read_seconds() - wall_start,
+        )
         cut_seconds = 0.0
         # Where losses are estimated, no trial cuts anything.
         if prepared is not None and search.evaluator == "measured":
@@ -126,6 +137,25 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
         judged_pairs=judged_pairs,
         further_splits=len(data.report),
         measures_memory=spec.measure.memory,
+    )
+
+
+def _tell_busy_machine(run: RunContext, *, cpu_seconds: float, wall_seconds: float) -> None:
+    """Tell that a forecast is long since other programs take turns with this one.
+
+    Args:
+        run: The run.
+        cpu_seconds: Seconds of the processor that this thread had while it worked.
+        wall_seconds: Seconds that it took.
+    """
+    if wall_seconds <= 0 or cpu_seconds / wall_seconds >= MIN_CPU_SHARE:
+        return
+    share = cpu_seconds / wall_seconds
+    run.on_progress(
+        "forecast",
+        f"other programs use the processor: this one had {share:.0%} of a core. "
+        "Alone, it takes less time than told here",
+        None,
     )
 
 
