@@ -96,7 +96,7 @@ class InvalidValue(Exception):
 
     def __str__(self) -> str:
         shown_problems = self.problems[:MAX_SHOWN_PROBLEMS]
-        parts = [f"{'.'.join(p.path)}: {p.message}" for p in shown_problems]
+        parts = [": ".join(filter(None, (".".join(p.path), p.message))) for p in shown_problems]
         if len(self.problems) > MAX_SHOWN_PROBLEMS:
             parts.append(f"and {len(self.problems) - MAX_SHOWN_PROBLEMS} more")
         return "; ".join(parts)

@@ -12,7 +12,7 @@ from mmcompress.cli import main
 from mmcompress.cli.compare_runs import list_blind_spots
 from mmcompress.report.charts.run_fronts import draw_run_fronts, list_front
 from mmcompress.report.compare_runs import name_devices
-from mmcompress.results.records import Bound, is_at_chance
+from mmcompress.results.records import SUMMARY_FORMAT, Bound, is_at_chance
 from mmcompress.results.run_differences import AllowedDifferences, RunDifference
 from mmcompress.stats import Quality
 from mmcompress.storage import write_record
@@ -180,6 +180,44 @@ def test_limits_below_the_noise_and_unknown_quality_are_warned_of():
     assert "known to ± 7.5% only" in told[0] and "± 20.0 points" in told[1]
     assert told[2].startswith("b: its quality is undetermined")
     assert list_blind_spots({"a": first}, {}, allowed=AllowedDifferences()) == []
+
+
+def test_what_lies_far_from_a_limit_is_not_decided_by_chance():
+    far = RunDifference(
+        latency=-0.508,
+        latency_margin=0.041,
+        drops={"m": 0.172},
+        drop_margins={"m": 0.028},
+        problems=(),
+    )
+    allowed = AllowedDifferences(latency=0.03, drop=0.005)
+    assert list_blind_spots({"a": REFERENCE}, {"b": far}, allowed=allowed) == []
+
+
+def test_the_file_for_ci_says_first_whether_the_limits_hold(call, tmp_path):
+    slower = change(REFERENCE, speedup=REFERENCE.speedup / 1.1)
+    for name, run, verdict in (("good", REFERENCE, "**Passed**"), ("bad", slower, "**Failed**")):
+        file = tmp_path / f"{name}.md"
+        call({"old": REFERENCE, name: run}, "--max-latency", "3%", "--summary", file)
+        assert file.read_text(encoding="utf-8").startswith(f"{verdict} (latency +3 %)")
+    assert "at most +3.0% is allowed" in (tmp_path / "bad.md").read_text(encoding="utf-8")
+
+
+def test_a_file_that_can_not_be_written_is_told_before_anything(call, tmp_path):
+    place = tmp_path / "no" / "ci.md"
+    done, text = call({"old": REFERENCE, "new": REFERENCE}, "--summary", place)
+    assert done.exit_code == 2 and "can't be written" in text and "speedup" not in text
+
+
+def test_a_summary_of_a_later_format_is_refused(call, tmp_path):
+    later = replace(REFERENCE, format=SUMMARY_FORMAT + 1)
+    done, text = call({"old": REFERENCE, "new": later})
+    assert done.exit_code == 2 and f"reads formats up to {SUMMARY_FORMAT}" in text
+    file = str(tmp_path / "old" / "summary.json")
+    done = CliRunner().invoke(main, ["compare-runs", file, str(tmp_path / "old")])
+    assert done.exit_code == 2 and "name the folder that it lies in" in " ".join(
+        done.output.split()
+    )
 
 
 @pytest.mark.parametrize(

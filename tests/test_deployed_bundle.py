@@ -70,7 +70,10 @@ def test_a_finished_bundle_carries_requests_that_hold_here(bundle):
     assert set(stored.requests[0].answer) == {"caption", "embedding"}
     done = CliRunner().invoke(main, ["verify", str(bundle)])
     assert done.exit_code == 0, done.output
-    assert "8 of 8 answers are those of" in done.output and "ms when the bundle was" in done.output
+    assert (
+        "8 of 8 answers are as they were on" in done.output
+        and "ms when the bundle was" in done.output
+    )
     facts = json.loads(CliRunner().invoke(main, ["verify", str(bundle), "--json"]).output)
     page = (Path(__file__).parents[1] / "docs/reference/json_output.md").read_text("utf-8")
     rows = page.split("## `verify`")[1]
@@ -88,7 +91,7 @@ def test_another_answer_is_told_with_its_request(bundle):
     done = CliRunner().invoke(main, ["verify", str(bundle)])
     text = " ".join(done.output.split())
     assert done.exit_code == 3
-    assert "request 1: caption:" in text and "0 of 1 answers are those of There" in text
+    assert "request 1: caption:" in text and "0 of 1 answers are as they were on There" in text
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_an_exported_bundle_carries_requests_for_verify_and_bench(
     export_dense(write_spec(WITH_CAPTIONER), bundle)
     verified = CliRunner().invoke(main, ["verify", str(bundle)])
     assert verified.exit_code == 0, verified.output
-    assert "8 of 8 answers are those of" in verified.output
+    assert "8 of 8 answers are as they were on" in verified.output
 
     def refuse(pipeline):
         raise AssertionError("noise is measured")

@@ -42,7 +42,7 @@ def parse_percent(text: str | None, *, option: str) -> float | None:
         return None
     match = PERCENT.fullmatch(text.strip())
     if match is None:
-        raise SpecError(f"{option} {text}: expected a percentage, e.g. 3%")
+        raise SpecError(f"{option} {text}: expected a percentage that is not negative, e.g. +3%")
     return float(match[1]) / 100
 
 
@@ -82,6 +82,9 @@ def compare_runs_command(
         raise SpecError("compare-runs got the same run twice; name each once")
     runs = {name: load_summary(name) for name in folders}
     check_comparable(runs)
+    if summary:
+        # What is found must not be lost for want of a file to write it to.
+        _require_writable(Path(summary))
     reference = runs[folders[0]]
     differences: dict[str, RunDifference] = {}
     for name, run in runs.items():
@@ -94,15 +97,33 @@ def compare_runs_command(
     if folder is not None:
         write_pages = resolve_entry(f"{PAGES}:write_run_comparison")
         print_path("page", write_pages(runs, differences, folder=Path(folder)))
-    if summary:
-        append_markdown(Path(summary), runs, differences=differences, warnings=warnings)
     problems = [
         f"{name}: {'; '.join(difference.problems)}"
         for name, difference in differences.items()
         if difference.problems
     ]
+    if summary:
+        verdict = describe_verdict(allowed, problems)
+        text = format_markdown(runs, differences, warnings=warnings)
+        _append_text(Path(summary), verdict + text)
     if problems:
         raise RegressionFound("\n".join(problems))
+
+
+def describe_verdict(allowed: AllowedDifferences, problems: Sequence[str]) -> str:
+    """Say in Markdown whether the limits hold; nothing where there are none."""
+    limits: list[str] = []
+    if allowed.latency is not None:
+        limits.append(f"latency +{100 * allowed.latency:g} %")
+    if allowed.drop is not None:
+        limits.append(f"quality -{100 * allowed.drop:g} points")
+    if not limits:
+        return ""
+    asked = ", ".join(limits)
+    if not problems:
+        return f"**Passed** ({asked}).\n\n"
+    lines = "".join(f"- {problem}\n" for problem in problems)
+    return f"**Failed** ({asked}):\n\n{lines}\n"
 
 
 def list_blind_spots(
@@ -114,21 +135,28 @@ def list_blind_spots(
     """List what a comparison with limits can't see: quality and differences that are not known."""
     warnings: list[str] = []
     for name, difference in differences.items():
-        if allowed.latency is not None and difference.latency_margin > allowed.latency:
+        margin = difference.latency_margin
+        if _may_be_chance(allowed.latency, difference.latency, margin=margin):
             warnings.append(
-                f"{name}: the latencies are known to ± {difference.latency_margin:.1%} only, so a "
-                f"limit of {allowed.latency:.1%} is decided by chance: measure more"
+                f"{name}: the latencies are known to ± {margin:.1%} only. Chance decides whether a "
+                f"limit of {allowed.latency:.1%} holds: measure more, or allow more"
             )
-        if allowed.drop is not None and difference.worst_drop_margin > allowed.drop:
-            points = 100 * difference.worst_drop_margin
+        margin = difference.worst_drop_margin
+        if _may_be_chance(allowed.drop, difference.worst_drop, margin=margin):
             warnings.append(
-                f"{name}: the quality is known to ± {points:.1f} points only, so a limit of "
-                f"{100 * allowed.drop:g} points is decided by chance: judge it on more pairs"
+                f"{name}: the quality is known to ± {100 * margin:.1f} points only. Chance decides "
+                f"whether a limit of {100 * (allowed.drop or 0):g} points holds: judge it on more "
+                "pairs, or allow more"
             )
     for name, run in runs.items():
         if run.determined_quality is None or run.is_dense_at_chance:
             warnings.append(f"{name}: its quality is undetermined: no drop of it would be seen")
     return warnings
+
+
+def _may_be_chance(limit: float | None, difference: float, *, margin: float) -> bool:
+    """Return whether a limit lies within what a difference may be off by, and is narrower."""
+    return limit is not None and margin > limit and abs(difference - limit) < margin
 
 
 def print_runs(runs: dict[str, Summary], differences: dict[str, RunDifference]) -> None:
@@ -176,20 +204,25 @@ def print_runs(runs: dict[str, Summary], differences: dict[str, RunDifference]) 
             out.print(f"{escape(name)}: {escape(miss)}")
 
 
-def append_markdown(
-    path: Path,
-    runs: dict[str, Summary],
-    *,
-    differences: dict[str, RunDifference],
-    warnings: Sequence[str],
-) -> None:
-    """Append the Markdown page to a file, such as `$GITHUB_STEP_SUMMARY`.
+def format_markdown(
+    runs: dict[str, Summary], differences: dict[str, RunDifference], *, warnings: Sequence[str]
+) -> str:
+    """Return the Markdown page with its warnings."""
+    text: str = resolve_entry(f"{PAGES}:format_run_comparison")(runs, differences)
+    return text + "".join(f"\n**Warning:** {warning}\n" for warning in warnings)
+
+
+def _require_writable(path: Path) -> None:
+    """Raise `DataError` where nothing can be appended to a file."""
+    _append_text(path, "")
+
+
+def _append_text(path: Path, text: str) -> None:
+    """Append to a file, such as `$GITHUB_STEP_SUMMARY`.
 
     Raises:
         DataError: The file can't be written.
     """
-    text = resolve_entry(f"{PAGES}:format_run_comparison")(runs, differences)
-    text += "".join(f"\n**Warning:** {warning}\n" for warning in warnings)
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)

@@ -187,10 +187,10 @@ def write_event(event: str, **facts: object) -> None:
 
 
 def choose_progress_form(as_json: bool, quiet: bool) -> ProgressForm:
-    """Return how progress is shown, by the flags of a command."""
-    if as_json:
-        return "json"
-    return "quiet" if quiet else "person"
+    """Return how progress is shown, by the flags of a command; with both flags it is not."""
+    if quiet:
+        return "quiet"
+    return "json" if as_json else "person"
 
 
 def add_progress_options(command: Command) -> Command:

@@ -63,8 +63,8 @@ def _print_result(result: Verification) -> None:
     same_count = sum(not difference for difference in result.differences)
     style = "green" if result.holds else "red"
     out.print(
-        f"[{style}]{same_count} of {len(result.differences)} answers are those of "
-        f"{escape(stored.machine)}[/{style}]",
+        f"[{style}]{same_count} of {len(result.differences)} answers are as they were on "
+        f"{escape(stored.machine)}, where the bundle was written[/{style}]",
         soft_wrap=True,
     )
     out.print(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmcompress.errors import DataError
-from mmcompress.results.records import Summary
+from mmcompress.results.records import SUMMARY_FORMAT, Summary
 from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RESUME_CURE, RunFolder
 
@@ -25,7 +25,15 @@ def load_summary(folder: str | Path) -> Summary:
     """
     run_folder = RunFolder(path=Path(folder))
     if run_folder.summary.is_file():
-        return read_record(Summary, run_folder.summary, cure=RESUME_CURE)
+        summary = read_record(Summary, run_folder.summary, cure=RESUME_CURE)
+        if summary.format > SUMMARY_FORMAT:
+            raise DataError(
+                f"{run_folder.summary}: format {summary.format}; this version of mmcompress reads "
+                f"formats up to {SUMMARY_FORMAT}: install the one that wrote it, or a later one"
+            )
+        return summary
+    if run_folder.path.is_file():
+        raise DataError(f"{folder}: a file; name the folder that it lies in")
     if not run_folder.path.is_dir():
         raise DataError(f"{folder}: there is no such folder")
     reason = ": not a finished run"
