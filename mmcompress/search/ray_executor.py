@@ -13,10 +13,12 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Executor, Future
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import ray
 from ray._private import ray_constants
+from ray._private import utils as ray_utils
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 from ray.experimental import get_object_locations
 
@@ -358,10 +360,35 @@ def _prefer_loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _keep_signal_handler() -> Iterator[None]:
-    """Put the handler of SIGTERM back after the block: Ray's own ends the process with a dump."""
+    """Keep Ray from handling SIGTERM, and put one off that comes while Ray starts.
+
+    Ray's own handler ends the process with a dump. What a handler raises may be lost in the block:
+    where Python lets go of an object it ignores exceptions. A second SIGTERM is not put off.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     handler = signal.getsignal(signal.SIGTERM)
+    received: list[int] = []
+
+    def put_off(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1 and callable(handler):
+            handler(number, frame)
+
+    if callable(handler):
+        signal.signal(signal.SIGTERM, put_off)
+    set_handler = ray_utils.set_sigterm_handler
+    ray_utils.set_sigterm_handler = _ignore_handler
     try:
         yield
     finally:
-        if threading.current_thread() is threading.main_thread() and handler is not None:
+        ray_utils.set_sigterm_handler = set_handler
+        if callable(handler):
             signal.signal(signal.SIGTERM, handler)
+        if received:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def _ignore_handler(_: object) -> None:
+    """Stand in for what gives Ray its handler of SIGTERM."""
