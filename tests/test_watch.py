@@ -132,3 +132,15 @@ def test_a_folder_in_which_nothing_begins_is_told(tmp_path, monkeypatch):
     assert code == 2 and "no run has begun in this folder" in output
     code, output = watch(tmp_path, "--once")
     assert code == 2 and "waiting" not in output
+
+
+def test_a_folder_of_other_files_is_refused_at_once(tmp_path):
+    (tmp_path / "notes.txt").write_text("no run")
+    done = CliRunner().invoke(main, ["watch", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "no run folder: it holds other files" in " ".join(done.output.split())
+
+
+def test_the_doctor_names_a_missing_folder_before_it_loads_anything(tmp_path):
+    done = CliRunner().invoke(main, ["doctor", str(tmp_path / "nothing")])
+    assert done.exit_code == 2 and "there is no such folder" in " ".join(done.output.split())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 from rich.markup import escape
 
@@ -40,6 +42,9 @@ def doctor_command(run: str | None, repair: bool) -> None:
 
 def _check_run(run: str, *, repair: bool) -> None:
     """Tell what is wrong with a run folder, or mend it; raises `RunDamaged` where anything is."""
+    if not Path(run).is_dir():
+        # Told before the seconds that it takes to load what looks into a run.
+        raise DataError(f"{run}: there is no such folder")
     inspection = "mmcompress.run.inspect_run"
     if repair:
 

@@ -130,8 +130,8 @@ def read_requests(bundle: Path) -> StoredRequests:
     folder = bundle / REQUESTS_FOLDER
     if not has_requests(bundle):
         raise BundleError(
-            f"{bundle}: carries no requests: bundles of `run` and `export` do, those of "
-            "`report.samples: none` do not"
+            f"{bundle}: carries no requests: compressed bundles of `run` and those of `export` do, "
+            "those of `report.samples: none` do not"
         )
     try:
         record = json.loads((folder / "requests.json").read_text(encoding="utf-8"))

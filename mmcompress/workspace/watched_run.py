@@ -121,9 +121,11 @@ def open_watched_run(place: str) -> Iterator[WatchedRun]:
         place: A run folder, or a storage URL.
 
     Raises:
-        DataError: It is a URL that holds no run, or the storage gives no answer.
+        DataError: It is a URL that holds no run, or the storage gives no answer. Or it is a folder
+            that holds something else.
     """
     if not is_remote(place):
+        _refuse_other_folder(Path(place))
         yield LocalRun(Path(place))
         return
     with tempfile.TemporaryDirectory() as scratch:
@@ -131,3 +133,12 @@ def open_watched_run(place: str) -> Iterator[WatchedRun]:
         if not run.look() and not run.folder.path.exists():
             raise DataError(f"{place}: there is no run, or nothing was made in it yet")
         yield run
+
+
+def _refuse_other_folder(path: Path) -> None:
+    """Raise `DataError` for a folder that no run works in: to wait for one would be in vain."""
+    folder = RunFolder(path=path)
+    begun = (folder.lock, folder.progress, folder.spec)
+    is_in_use = path.is_dir() and any(path.iterdir())
+    if is_in_use and not any(file.exists() for file in begun):
+        raise DataError(f"{path}: no run folder: it holds other files")
