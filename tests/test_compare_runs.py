@@ -209,6 +209,24 @@ def test_a_file_that_can_not_be_written_is_told_before_anything(call, tmp_path):
     assert done.exit_code == 2 and "can't be written" in text and "speedup" not in text
 
 
+@pytest.mark.parametrize(
+    ("settings", "warning"),
+    [
+        ({"data": {"kind": "folder", "options": {"path": "/there"}}}, ""),
+        ({"data": {"kind": "folder", "options": {"count": 70}}}, "its data are of another kind"),
+        ({"data": {"kind": "emoji_scenes", "options": {}}}, "its data are of another kind"),
+        ({"effort": "quick"}, "its effort is quick, not normal"),
+    ],
+)
+def test_unlike_runs_are_compared_with_a_warning(call, settings, warning):
+    data = {"kind": "folder", "options": {"path": "/here"}}
+    first = replace(REFERENCE, settings={"data": data, "effort": "normal"})
+    run = replace(first, settings={**first.settings, **settings})
+    done, text = call({"old": first, "new": run})
+    assert done.exit_code == 0
+    assert ("that may be what makes it differ" in text) == bool(warning) and warning in text
+
+
 def test_a_summary_of_a_later_format_is_refused(call, tmp_path):
     later = replace(REFERENCE, format=SUMMARY_FORMAT + 1)
     done, text = call({"old": REFERENCE, "new": later})

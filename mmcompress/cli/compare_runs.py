@@ -22,6 +22,7 @@ from mmcompress.results.run_differences import (
     RunDifference,
     check_comparable,
     find_difference,
+    list_unlike_settings,
 )
 from mmcompress.workspace.load_summary import load_summary
 
@@ -92,6 +93,9 @@ def compare_runs_command(
             differences[name] = find_difference(run, reference, allowed=allowed)
     print_runs(runs, differences)
     warnings = list_blind_spots(runs, differences, allowed=allowed)
+    for name in differences:
+        for unlike in list_unlike_settings(runs[name], reference):
+            warnings.append(f"{name}: {unlike}: that may be what makes it differ")
     for warning in warnings:
         out.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     if folder is not None:

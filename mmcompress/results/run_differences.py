@@ -78,6 +78,38 @@ def check_comparable(runs: Mapping[str, Summary]) -> None:
             )
 
 
+def list_unlike_settings(run: Summary, reference: Summary) -> list[str]:
+    """List in words what else than the models may make two runs differ.
+
+    A folder of data may lie elsewhere, so its path is no difference. Targets and seeds are told in
+    other places.
+    """
+    unlike: list[str] = []
+    if _select_data(run) != _select_data(reference):
+        unlike.append("its data are of another kind, or have other options")
+    if _list_input_counts(run) != _list_input_counts(reference):
+        unlike.append("it was judged on another number of inputs")
+    effort = run.settings.get("effort")
+    if effort != reference.settings.get("effort"):
+        unlike.append(f"its effort is {effort}, not {reference.settings.get('effort')}")
+    version = run.versions.get("onnxruntime")
+    if version != reference.versions.get("onnxruntime"):
+        unlike.append(f"it has ONNX Runtime {version}, not {reference.versions.get('onnxruntime')}")
+    return unlike
+
+
+def _list_input_counts(run: Summary) -> list[int]:
+    """List the numbers of inputs that a run was judged on, by metric."""
+    return [run.compressed.quality[name].n for name in sorted(run.compressed.quality)]
+
+
+def _select_data(run: Summary) -> dict[str, object]:
+    """Return what the spec of a run says of its data, without where they lie."""
+    data = run.settings.get("data", {})
+    options = {key: value for key, value in data.get("options", {}).items() if key != "path"}
+    return {"kind": data.get("kind"), "options": options, "labels": data.get("labels")}
+
+
 def find_difference(
     run: Summary, reference: Summary, *, allowed: AllowedDifferences
 ) -> RunDifference:
