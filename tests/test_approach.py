@@ -33,6 +33,10 @@ DENSE_MS = {"a": 5.0, "b": 3.0}
 def make_trial(units, predictor):
     kept_units = {"a": {"0": units, "1": 64}, "b": {"0": 64, "1": units}}
     candidate = Candidate(kept_units=kept_units, precision={"a": "fp32", "b": "fp32"})
+    return make_trial_of(candidate, predictor)
+
+
+def make_trial_of(candidate, predictor):
     return Trial(
         number=0,
         origin="seed",

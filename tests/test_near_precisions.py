@@ -7,10 +7,9 @@ from dataclasses import replace
 
 import pytest
 from small_search import BLOCKS, PREDICT
-from test_approach import make_options
+from test_approach import make_options, make_trial_of
 
 from mmcompress.graph.structure import Candidate
-from mmcompress.results.records import Trial
 from mmcompress.run.approach_target import approach_target
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.near_precisions import (
@@ -85,16 +84,7 @@ def test_a_fit_that_is_near_enough_goes_on_where_fp32_costs_nothing(ratio, attem
         if proposed:
             candidate = prefer_fp32(INT8, predictor, precisions=PRECISIONS)
         proposed.append(candidate)
-        return Trial(
-            number=attempt,
-            origin="seed",
-            overrides={},
-            candidate=candidate,
-            latency_ms=predictor(candidate),
-            loss=0.0,
-            quality={},
-            evaluation_seconds=0.0,
-        )
+        return make_trial_of(candidate, predictor)
 
     def measure(candidate, predicted_ms):
         comparisons = {}
