@@ -112,7 +112,7 @@ class WorkerGroup:
         if self.is_leader:
             _fill_(gradients, flat)
 
-    def all_are_well(self, is_well: bool) -> bool:
+    def is_every_process_well(self, is_well: bool) -> bool:
         """Return whether every process is well. All of them ask at the same place of a step.
 
         Args:
@@ -206,7 +206,7 @@ def fail_together(group: WorkerGroup | None) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         is_well = False
-    if not group.all_are_well(is_well):
+    if not group.is_every_process_well(is_well):
         raise torch.OutOfMemoryError("the memory of a process of the training ran out")
 
 

@@ -211,7 +211,7 @@ def measure_table(
                 progress=scale_progress(progress, start=i / need_count, end=(i + 1) / need_count),
             )
             rows.update({(row.key, row.precision): row for row in new_rows})
-        disordered = set(list_disordered_rows(rows)) & set(_list_row_keys(missing))
+        disordered = list_disordered_rows(rows)
         for need, precision in missing:
             row_key = (need.key, precision)
             if row_key not in disordered:
@@ -226,11 +226,6 @@ def measure_table(
             )
             rows[row_key] = _take_lower_ms(rows[row_key], again)
     return DeviceTable(device=device, threads=threads, rows=tuple(rows.values()))
-
-
-def _list_row_keys(needs: Sequence[tuple[TableNeed, str]]) -> list[RowKey]:
-    """List the keys of the rows that some needs ask for."""
-    return [(need.key, precision) for need, precision in needs]
 
 
 def list_disordered_rows(rows: Rows) -> list[RowKey]:
