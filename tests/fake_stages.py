@@ -56,6 +56,7 @@ QUICK_PACE = Pace(
     final_pairs_factor=1,
     finalists=1,
     calibration_pairs=16,
+    sensitivity_pairs=16,
     steps=4,
     batch=4,
     validations=1,

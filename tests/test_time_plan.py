@@ -24,18 +24,18 @@ from mmcompress.run.measure_pace import _tell_busy_machine, measure_pace, time_l
 from mmcompress.run.stages import prepare_run
 from mmcompress.run.time_plan import (
     PLAN_RESERVE,
-    format_duration,
     has_time_for_another,
-    parse_max_time,
     plan_least_work,
     plan_parts,
     plan_round,
+    plan_sensitivity_pairs,
     plan_training_minutes,
 )
 from mmcompress.search.evaluator import start_evaluator
 from mmcompress.search.executors import InlineExecutor
 from mmcompress.search.linearize import count_max_evaluations
 from mmcompress.search.run_search import run_search
+from mmcompress.spec.durations import format_duration, parse_max_time
 from mmcompress.workspace.context import open_run
 
 PACE = replace(
@@ -55,6 +55,7 @@ PACE = replace(
     final_pairs_factor=3,
     finalists=3,
     calibration_pairs=200,
+    sensitivity_pairs=50,
     steps=1000,
     batch=24,
     validations=4,
@@ -203,12 +204,14 @@ class TimedStages(FakeStages):
         self.clock.seconds += self.slowness * seconds
 
     def prepare(self, run):
+        self.seen["sensitivity_pairs"] = run.spec.data.sensitivity_pairs
         self._pass(self.preparation)
         return super().prepare(run)
 
     def fit(self, run, prepared, *, plan, tolerances):
         """Trials of a third of a second, until the search is over."""
         self.seen["fit"] = (run.spec.search, tolerances)
+        self.seen["fitted_pairs"] = prepared.run.spec.data.sensitivity_pairs
         fitted = super().fit(run, prepared, plan=plan, tolerances=tolerances)
         search = run.spec.search
         for _ in range(
@@ -268,7 +271,8 @@ def test_the_forecast_is_right_within_a_factor(run_fake):
     """The pace says what the stages of this machine take, but not one of their formulas."""
     stages = TimedStages(shares=(0.97,), pace=PACE)
     messages, _ = run_timed(run_fake, stages)
-    [told] = [m for stage, m in messages if stage == "forecast"]
+    [before, told] = [m for stage, m in messages if stage == "forecast"]
+    assert "until 3x is made" in before and "to measure the dense pipeline and its cuts" in before
     round_seconds = stages.clock.seconds - stages.preparation
     forecast = forecast_round(PACE, WORK, share=1 / 3).total
     assert 1 / 1.5 < forecast / round_seconds < 1.5
@@ -297,6 +301,42 @@ def test_a_run_ends_in_time_and_says_what_was_cut(run_fake, tmp_path, max_time, 
         assert stages.artifacts == 2
 
 
+def test_cuts_are_measured_on_fewer_pairs_where_time_is_short(run_fake):
+    """Else the sensitivity of a slow pipeline takes all of the time."""
+    pace = replace(PACE, blocks=40, sensitivity_pairs=100, teacher_pair_seconds=0.02)
+    stages = TimedStages(shares=(0.97,), pace=pace)
+    messages, summary = run_timed(run_fake, stages, max_time="10m")
+    # 4 cuts of 40 blocks take 3.2 s a pair; 30 % of 600 s, with a reserve of 15 %.
+    told = "every cut measured on 48 pairs in place of 100"
+    assert ("time", f"to end in time: {told}") in messages
+    assert summary.time_cuts[0] == told
+    assert stages.seen["sensitivity_pairs"] == 48
+    # What comes behind it is told the spec as it was written.
+    assert stages.seen["fitted_pairs"] == 128
+
+
+@pytest.mark.parametrize(("seconds", "pairs"), [(1e4, 50), (600, 48), (60, 8), (0, 8), (1e9, 50)])
+def test_pairs_of_the_sensitivity_follow_the_time(seconds, pairs):
+    pace = replace(PACE, blocks=40, sensitivity_pairs=50, teacher_pair_seconds=0.02)
+    assert plan_sensitivity_pairs(pace, seconds=seconds) == pairs
+
+
+def test_a_forecast_counts_the_pairs_that_there_are(tiny, machine, tmp_path):
+    """A folder of some dozen files has fewer than a spec asks for by default."""
+    overrides = {
+        "data.calibration": 1000,
+        "data.sensitivity_pairs": 900,
+        "data.validation_pairs": 800,
+    }
+    run = open_run(tiny / "spec.yaml", tmp_path / "r", overrides=overrides, **machine)
+    counts = run.data.count_pairs
+    run.data.count_pairs = lambda: {**counts(), "train": 12, "val": 5}
+    pace = measure_pace(run, None)
+    assert pace.calibration_pairs == pace.sensitivity_pairs == 12
+    assert pace.validation_pairs == pace.training_validation_pairs == 5
+    assert pace.final_pairs_factor == 1
+
+
 def test_without_a_limit_nothing_is_cut(run_fake):
     stages = TimedStages(shares=(1.03, 0.97), pace=PACE, slowness=5.0)
     _, summary = run_timed(run_fake, stages)
@@ -308,7 +348,7 @@ def test_without_a_limit_nothing_is_cut(run_fake):
 def test_too_short_a_time_is_refused_before_the_work(run_fake):
     stages = TimedStages(shares=(0.97,), pace=PACE)
     with pytest.raises(
-        SpecError, match=r"too short: the dense pipeline alone takes .* give at least"
+        SpecError, match=r"too short: measuring the dense pipeline and its cuts takes .* give"
     ):
         run_timed(run_fake, stages, max_time="30s")
     assert stages.calls == [] and stages.clock.seconds == 0
@@ -371,7 +411,8 @@ def test_several_targets_share_the_time(run_fake, tmp_path):
     )
     assert len(summaries) == 2 and stages.clock.seconds <= 720
     assert all(summary.time_cuts for summary in summaries)
-    assert len([m for stage, m in messages if stage == "forecast"]) == 2
+    # Once before everything, and once for each target.
+    assert len([m for stage, m in messages if stage == "forecast"]) == 3
     assert any("for the targets after it" in m for _, m in messages)
 
 

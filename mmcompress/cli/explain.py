@@ -9,6 +9,7 @@ import click
 
 from mmcompress.cli.options import (
     LocalPath,
+    check_max_time,
     choose_default_folder,
     collect_overrides,
     effort_option,
@@ -38,6 +39,12 @@ EXPLAIN_SPEC = "mmcompress.cli.explain_tables:explain_spec"
     "runs/, if there is one).",
 )
 @click.option("--measure", is_flag=True, help="Export the dense pipeline and measure it first.")
+@click.option(
+    "--max-time",
+    metavar="2h",
+    callback=check_max_time,
+    help="Tell, too, what a run with this --max-time would cut.",
+)
 @set_option
 def explain_command(
     spec: str,
@@ -46,6 +53,7 @@ def explain_command(
     effort: str | None,
     folder: str | None,
     measure: bool,
+    max_time: str | None,
     settings: tuple[str, ...],
 ) -> None:
     """Tell what a run would do: the graph, what may be cut, what is protected, what it takes.
@@ -59,6 +67,7 @@ def explain_command(
         space=space,
         folder=folder or find_profiled_folder(spec, overrides),
         measure=measure,
+        max_time=max_time,
         overrides=overrides,
     )
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from mmcompress.cli.console import Progress, out
 from mmcompress.run.explain import Explanation, explain_run
 from mmcompress.run.profile import Profile, profile_pipeline
+from mmcompress.spec.durations import parse_max_time
 from mmcompress.storage import read_record
 from mmcompress.workspace.context import open_run
 from mmcompress.workspace.folder import RunFolder
@@ -23,6 +24,7 @@ def explain_spec(
     space: str | None,
     folder: str | None,
     measure: bool,
+    max_time: str | None,
     overrides: dict[str, Any],
 ) -> None:
     """Print what a run of a spec would do.
@@ -32,9 +34,11 @@ def explain_spec(
         space: The search space; None for the one that belongs to the spec.
         folder: An earlier run, whose measured milliseconds are used; None: there is none.
         measure: Whether the dense pipeline is exported and measured now.
+        max_time: What the run may take, such as `2h`; None: there is no limit.
         overrides: Values by dotted key that replace those of the spec.
     """
     dense = None
+    max_seconds = parse_max_time(max_time) if max_time else None
     if folder is not None and not measure:
         dense = read_record(Profile, RunFolder(path=Path(folder)).profile)
         out.print(f"Milliseconds are those of {escape(folder)}.")
@@ -44,7 +48,7 @@ def explain_spec(
         )
         if measure:
             dense = profile_pipeline(run)
-        explanation = explain_run(run, dense)
+        explanation = explain_run(run, dense, max_seconds=max_seconds)
     print_explanation(explanation, target=run.spec.target)
 
 

@@ -10,6 +10,7 @@ import yaml
 
 from mmcompress.errors import SpecError
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.spec.durations import parse_max_time
 from mmcompress.spec.loader import SpecYaml
 from mmcompress.spec.overrides import SHORT_FORMS
 from mmcompress.spec.storage_urls import is_remote
@@ -28,6 +29,19 @@ class LocalPath(click.Path):
                 f"storage URL; to copy one from there: mmcompress fetch {value} --out FOLDER"
             )
         return super().convert(value, param=param, ctx=ctx)
+
+
+def check_max_time(
+    context: click.Context, parameter: click.Parameter, value: str | None
+) -> str | None:
+    """Return the text of a time that can be read. What is none is told before anything is loaded.
+
+    Raises:
+        SpecError: It is none.
+    """
+    if value is not None:
+        parse_max_time(value)
+    return value
 
 
 space_option = click.option(
@@ -51,6 +65,7 @@ from_option = click.option(
 max_time_option = click.option(
     "--max-time",
     metavar="2h",
+    callback=check_max_time,
     help="What this command may take (2h, 30m, 5400s): less is searched, trained and measured. "
     "With --resume, the time of commands before it does not count.",
 )

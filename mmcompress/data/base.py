@@ -94,6 +94,21 @@ class Dataset(Protocol):
         ...
 
 
+def count_available(data: Dataset, split: str, wanted: int) -> int:
+    """Return how many pairs of a split there are, at most as many as are wanted.
+
+    Args:
+        data: The dataset. One without `count_pairs` draws as many as it is asked for.
+        split: The split.
+        wanted: Pairs that are asked for.
+    """
+    count_pairs = getattr(data, "count_pairs", None)
+    if count_pairs is None:
+        return wanted
+    counts: dict[str, int] = count_pairs()
+    return min(counts.get(split, wanted), wanted)
+
+
 class LazySequence(Sequence[np.ndarray]):
     """Arrays that are read from their files each time an item is asked for.
 

@@ -18,7 +18,7 @@ from mmcompress.run.measure_pace import measure_pace
 from mmcompress.run.preflight import Needs, estimate_needs
 from mmcompress.run.profile import Profile
 from mmcompress.run.run_policy import RunPolicy
-from mmcompress.run.wanted_work import describe_preparation, describe_rounds
+from mmcompress.run.wanted_work import describe_cut_run, describe_preparation, describe_rounds
 from mmcompress.spec.space import Dimension
 from mmcompress.spec.target import parse_target, split_targets
 from mmcompress.workspace.context import RunContext
@@ -89,13 +89,19 @@ class Explanation:
     """Whether shares are of latencies that were measured, not of multiply-adds."""
 
 
-def explain_run(run: RunContext, dense: Profile | None) -> Explanation:
+def explain_run(
+    run: RunContext, dense: Profile | None, *, max_seconds: float | None = None
+) -> Explanation:
     """Tell what a run would do.
 
     Args:
         run: The opened run; a training step and an evaluation of it are timed.
         dense: The profile of the dense pipeline from an earlier run; None: there is none. Shares
             are then those of multiply-adds, at a guessed number of decode steps.
+        max_seconds: Seconds that the run may take; None: there is no limit.
+
+    Raises:
+        SpecError: The time is too short whatever is cut.
     """
     return Explanation(
         nodes=tuple(_list_nodes(run, dense)),
@@ -103,15 +109,19 @@ def explain_run(run: RunContext, dense: Profile | None) -> Explanation:
         reasons=_group_reasons(run),
         protection=_describe_protection(run),
         needs=estimate_needs(run),
-        expected_times=_list_expected_times(run),
+        expected_times=_list_expected_times(run, max_seconds),
         is_measured=dense is not None,
     )
 
 
-def _list_expected_times(run: RunContext) -> tuple[str, ...]:
+def _list_expected_times(run: RunContext, max_seconds: float | None) -> tuple[str, ...]:
     """List how long the stages of a run take, by the pace of this machine now."""
     pace = measure_pace(run, None)
-    return (*describe_rounds(run.spec, pace, policy=RunPolicy()), describe_preparation(pace))
+    policy = RunPolicy()
+    sentences = [*describe_rounds(run.spec, pace, policy=policy), describe_preparation(pace)]
+    if max_seconds is not None:
+        sentences += describe_cut_run(run.spec, pace, policy=policy, max_seconds=max_seconds)
+    return tuple(sentences)
 
 
 def _list_nodes(run: RunContext, dense: Profile | None) -> Iterable[NodeRow]:

@@ -108,12 +108,14 @@ class Pace:
     """Pairs of every trial; 0 where losses are estimated."""
     training_validation_pairs: int
     """Pairs that a training is validated on."""
-    final_pairs_factor: int
+    final_pairs_factor: float
     """Factor to the pairs of finalists."""
     finalists: int
     """Trials that are evaluated on more pairs."""
     calibration_pairs: int
     """Training pairs of a refit; 0 without one."""
+    sensitivity_pairs: int
+    """Training pairs that the loss of every single cut is measured on; 0 where it is estimated."""
     steps: int
     """Training steps of the spec."""
     batch: int

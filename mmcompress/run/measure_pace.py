@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from mmcompress.data.base import Pairs
+from mmcompress.data.base import Pairs, count_available
 from mmcompress.distill.pair_plan import count_distinct_draws
 from mmcompress.distill.product_type import multiply_in
 from mmcompress.distill.step_plan import choose_step_count
@@ -108,7 +108,11 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
     if prepared is not None:
         dense_ms = prepared.dense.latency_ms.p50
     data = spec.data
-    is_refitted = spec.prune.refit
+    # A folder may hold fewer pairs than the spec would use.
+    validation_pairs = count_available(run.data, "val", data.validation_pairs)
+    final_pairs = count_available(run.data, "val", data.validation_pairs * data.final_pairs_factor)
+    calibration_pairs = count_available(run.data, "train", data.calibration)
+    is_sensitivity_measured = spec.prune.sensitivity == "measured"
     megabytes = sum(count_params(model) for model in run.models.values()) * FP32_BYTES / 1e6
     judged_pairs = sum(_count_pairs(run, split) for split in ("test", *data.report))
     return Pace(
@@ -125,14 +129,17 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
         requests=spec.measure.requests,
         workers=1 if is_inline else min(search.workers, describe_cpu()["cores"]),
         worker_start_seconds=START_SECONDS.get(search.executor, OTHER_START_SECONDS),
-        validation_pairs=data.validation_pairs if search.evaluator == "measured" else 0,
-        training_validation_pairs=min(data.validation_pairs, MAX_VALIDATION_PAIRS),
-        final_pairs_factor=data.final_pairs_factor,
+        validation_pairs=validation_pairs if search.evaluator == "measured" else 0,
+        training_validation_pairs=min(validation_pairs, MAX_VALIDATION_PAIRS),
+        final_pairs_factor=final_pairs / max(validation_pairs, 1),
         finalists=search.finalists,
-        calibration_pairs=data.calibration if is_refitted else 0,
+        calibration_pairs=calibration_pairs if spec.prune.refit else 0,
+        sensitivity_pairs=(
+            min(data.sensitivity_pairs, calibration_pairs) if is_sensitivity_measured else 0
+        ),
         steps=_find_most_steps(spec.distill),
         new_pairs_share=_find_new_pairs_share(run),
-        batch=spec.distill.batch,
+        batch=count_available(run.data, "train", spec.distill.batch),
         validations=spec.distill.validations,
         judged_pairs=judged_pairs,
         further_splits=len(data.report),
@@ -170,7 +177,13 @@ def _find_new_pairs_share(run: RunContext) -> float:
     """Return the share of the pairs of a training that come for the first time."""
     settings = run.spec.distill
     steps = _find_most_steps(settings)
-    if not steps or not settings.store_gb or _load_pairs(run, "train", count=1).names:
+    if not steps:
+        return 1.0
+    if _load_pairs(run, "train", count=1).names:
+        # Files come again in every pass, and what the dense pipeline makes of them is kept.
+        asked_pairs = steps * settings.batch
+        return count_available(run.data, "train", asked_pairs) / asked_pairs
+    if not settings.store_gb:
         return 1.0
     return min(count_distinct_draws(steps, settings.max_passes) / steps, 1.0)
 

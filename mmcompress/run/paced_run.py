@@ -25,24 +25,31 @@ from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.run_policy import MeasuringLimits, RunPolicy
 from mmcompress.run.stages import RunStages
 from mmcompress.run.time_plan import (
-    LeastTime,
     describe_cuts,
+    describe_lateness,
     describe_minutes_cut,
     describe_parts_cut,
+    describe_sensitivity_cut,
     find_search_seconds,
-    forecast_preparation,
-    format_duration,
+    forecast_least_time,
     has_time_for_another,
     limit_effort,
-    plan_least_work,
     plan_parts,
     plan_round,
+    plan_sensitivity_pairs,
     plan_training_minutes,
     require_enough_time,
 )
-from mmcompress.run.wanted_work import compute_dense_share, describe_rounds, list_wanted_work
+from mmcompress.run.wanted_work import (
+    compute_dense_share,
+    describe_rounds,
+    describe_whole_run,
+    list_wanted_work,
+)
 from mmcompress.run.warnings import warn_of_time_cuts
 from mmcompress.runtime.timing import Clock
+from mmcompress.search.sensitivity.store import is_sensitivity_stored
+from mmcompress.spec.durations import format_duration
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.target import split_targets
 from mmcompress.storage import read_record, write_record
@@ -81,6 +88,8 @@ class PacedRun:
     """Seconds on the clock at which the target under way is to be finished."""
     cuts: dict[str, str] = field(default_factory=dict)
     """What was cut of the target under way, in words, by stage."""
+    shared_cut: str = ""
+    """What was cut of the work that the targets share, in words."""
     is_evaluated: bool = False
     """Whether this command has evaluated an artifact of the target under way."""
 
@@ -116,27 +125,44 @@ class PacedRun:
         self.targets_left = len(folders)
         if all(folder.is_finished() for folder in folders):
             return self.stages.prepare(run)
-        if self.is_bounded and not any(folder.fitted.exists() for folder in folders):
-            self._require_enough_time(run)
+        spec = run.spec
+        is_new = not run.shared.profile.exists() and run.reused_folder is None
+        if not any(folder.fitted.exists() for folder in folders) and (self.is_bounded or is_new):
+            pace = self.stages.measure_pace(run, None)
+            if is_new:
+                told = describe_whole_run(spec, pace, policy=self.policy)
+                run.on_progress("forecast", told, None)
+            if self.is_bounded:
+                self._require_enough_time(run, pace)
+                run = self._cut_sensitivity(run, pace)
         prepared = self.stages.prepare(run)
-        self.pace = self.stages.measure_pace(run, prepared)
-        self._tell_forecast(run)
+        # What comes after it goes by the spec as it was written.
+        prepared = replace(prepared, run=replace(prepared.run, spec=spec))
+        self.pace = self.stages.measure_pace(prepared.run, prepared)
+        self._tell_forecast(prepared.run)
         return prepared
 
-    def _require_enough_time(self, run: RunContext) -> None:
+    def _cut_sensitivity(self, run: RunContext, pace: Pace) -> RunContext:
+        """Return a run whose cuts are measured on as many pairs as its time allows."""
+        if is_sensitivity_stored(run.shared):
+            return run
+        seconds = max(self._count_seconds_left(), 0.0)
+        pairs = plan_sensitivity_pairs(pace, seconds=seconds)
+        self.shared_cut = describe_sensitivity_cut(pace.sensitivity_pairs, pairs)
+        if not self.shared_cut:
+            return run
+        run.on_progress("time", f"to end in time: {self.shared_cut}", None)
+        data = replace(run.spec.data, sensitivity_pairs=pairs)
+        return replace(run, spec=replace(run.spec, data=data))
+
+    def _require_enough_time(self, run: RunContext, pace: Pace) -> None:
         """Raise `SpecError` when the time is too short even for the least work."""
-        pace = self.stages.measure_pace(run, None)
         wanted = list_wanted_work(run.spec, self.policy)
-        artifacts = 0.0
-        for target in split_targets(run.spec):
-            share = compute_dense_share(target, pace)
-            artifacts += forecast_round(pace, plan_least_work(pace, wanted), share=share).total
+        shares = [compute_dense_share(target, pace) for target in split_targets(run.spec)]
         is_measured = run.shared.profile.exists() or run.reused_folder is not None
-        preparation = 0.0 if is_measured else forecast_preparation(pace)
+        least = forecast_least_time(pace, wanted, shares=shares, is_measured=is_measured)
         warning = require_enough_time(
-            LeastTime(preparation=preparation, artifacts=artifacts),
-            self._count_seconds_left(),
-            max_seconds=self.max_seconds,
+            least, self._count_seconds_left(), max_seconds=self.max_seconds
         )
         if warning:
             run.on_progress("time", warning, None)
@@ -197,6 +223,10 @@ class PacedRun:
         if cuts:
             self.cuts["search"] = "; ".join(cuts)
             run.on_progress("time", f"to end in time: {self.cuts['search']}", None)
+        planned_seconds = forecast_round(self.pace, work, share=self.share).total
+        if planned_seconds > seconds:
+            told = describe_lateness(planned_seconds, seconds_left=seconds)
+            run.on_progress("time", told, None)
         return replace(run, spec=_cut_spec(run.spec, work))
 
     def fit(
@@ -289,9 +319,10 @@ class PacedRun:
 
     def _add_cuts(self, summary: Summary) -> Summary:
         """Return a summary with what this command cut of its work."""
-        if not self.cuts or not self.is_evaluated:
+        cuts = [cut for cut in (self.shared_cut, *self.cuts.values()) if cut]
+        if not cuts or not self.is_evaluated:
             return summary
-        cut_summary = replace(summary, time_cuts=tuple(self.cuts.values()))
+        cut_summary = replace(summary, time_cuts=tuple(cuts))
         earlier = warn_of_time_cuts(summary)
         others = [warning for warning in summary.warnings if warning not in earlier]
         return replace(cut_summary, warnings=(*warn_of_time_cuts(cut_summary), *others))

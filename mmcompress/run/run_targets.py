@@ -18,8 +18,8 @@ from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.run_policy import RunPolicy
 from mmcompress.run.slower_targets import add_slower_targets, find_slower_target
 from mmcompress.run.stages import RunStages, reach_target, report_summary
-from mmcompress.run.time_plan import parse_max_time
 from mmcompress.runtime.timing import SystemClock
+from mmcompress.spec.durations import parse_max_time
 from mmcompress.spec.target import split_targets
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext

@@ -7,10 +7,10 @@ short trainings, attempts, minutes of training and further parts are all cut by 
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from mmcompress.errors import SpecError, shorten
+from mmcompress.errors import SpecError
 from mmcompress.run.forecast import (
     Pace,
     RoundWork,
@@ -21,12 +21,7 @@ from mmcompress.run.forecast import (
     forecast_part,
     forecast_round,
 )
-
-UNIT_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0}
-"""Seconds of the units of a time."""
-
-DURATION = re.compile(r"(?:\d+(?:\.\d+)?[hms])+")
-"""A time in words: `2h`, `30m`, `5400s`, `1h30m`."""
+from mmcompress.spec.durations import format_duration
 
 PLAN_RESERVE = 1.15
 """Factor on a forecast that has to fit: it may be wrong by so much before a run ends late."""
@@ -44,37 +39,24 @@ MIN_TRIALS = 4
 MIN_TRAINING_MINUTES = 0.2
 """Minutes that every training has, unless the spec asks for fewer."""
 
+LEVELS_PER_BLOCK = 4
+"""Cuts of a block whose loss is measured for the sensitivity."""
+
+STATISTICS_PASSES = 4
+"""Forward passes over the calibration pairs that moments and importance last as long as."""
+
+MIN_SENSITIVITY_PAIRS = 8
+"""Pairs that every cut is measured on, unless the spec asks for fewer."""
+
+SENSITIVITY_SHARE = 0.3
+"""Share of a time that the cuts are measured in at most. The search needs them to choose well, and
+the artifact needs the rest."""
+
 MIN_COMPARED_TRAININGS = 2
 """Short trainings below which there is nothing to compare."""
 
 PLAN_STEPS = 64
 """Shares of the work, from nothing to all of it, that are tried."""
-
-
-def parse_max_time(text: str) -> float:
-    """Return the seconds of a time such as `2h`, `30m`, `5400s` or `1h30m`.
-
-    Raises:
-        SpecError: It is none, or it is no time at all.
-    """
-    stripped = text.strip().lower()
-    seconds = 0.0
-    if DURATION.fullmatch(stripped):
-        for number, unit in re.findall(r"([\d.]+)([hms])", stripped):
-            seconds += float(number) * UNIT_SECONDS[unit]
-    if seconds <= 0:
-        raise SpecError(f"--max-time {shorten(text)}: expected a time such as 2h, 30m or 5400s")
-    return seconds
-
-
-def format_duration(seconds: float) -> str:
-    """Return a time in words: `45 s`, `12 min`, `2 h 5 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def plan_least_work(pace: Pace, wanted: RoundWork) -> RoundWork:
@@ -161,6 +143,15 @@ def plan_parts(pace: Pace, wanted: RoundWork, *, share: float, seconds: float) -
     return min(max(int(left / part_seconds), base_parts), wanted.parts)
 
 
+def plan_sensitivity_pairs(pace: Pace, *, seconds: float) -> int:
+    """Return the pairs that every cut is measured on in a run that has some seconds in all."""
+    pair_seconds = LEVELS_PER_BLOCK * pace.blocks * pace.teacher_pair_seconds
+    if pair_seconds <= 0:
+        return pace.sensitivity_pairs
+    affordable = int(SENSITIVITY_SHARE * seconds / PLAN_RESERVE / pair_seconds)
+    return min(max(affordable, MIN_SENSITIVITY_PAIRS), pace.sensitivity_pairs)
+
+
 def find_search_seconds(pace: Pace, wanted: RoundWork, *, share: float, seconds: float) -> float:
     """Return the seconds after which no further trial begins, so that an artifact can be made."""
     least = plan_least_work(pace, wanted)
@@ -173,10 +164,6 @@ def has_time_for_another(pace: Pace, wanted: RoundWork, *, share: float, seconds
     """Return whether another artifact of the least work is forecast to fit."""
     least = plan_least_work(pace, wanted)
     return PLAN_RESERVE * forecast_next_round(pace, least, share=share).total <= seconds
-
-
-LEVELS_PER_BLOCK = 4
-"""Cuts of a block whose loss is measured for the sensitivity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +179,24 @@ class LeastTime:
     def total(self) -> float:
         """Seconds of both."""
         return self.preparation + self.artifacts
+
+
+def forecast_least_time(
+    pace: Pace, wanted: RoundWork, *, shares: Sequence[float], is_measured: bool = False
+) -> LeastTime:
+    """Forecast the least that a whole run takes.
+
+    Args:
+        pace: The pace of this machine.
+        wanted: What the spec asks for.
+        shares: Target / latency of the dense pipeline, of every target.
+        is_measured: Whether the dense pipeline and its cuts are on record already.
+    """
+    least = plan_least_work(pace, wanted)
+    artifacts = sum(forecast_round(pace, least, share=share).total for share in shares)
+    fewest_pairs = min(pace.sensitivity_pairs, MIN_SENSITIVITY_PAIRS)
+    preparation = forecast_preparation(replace(pace, sensitivity_pairs=fewest_pairs))
+    return LeastTime(preparation=0.0 if is_measured else preparation, artifacts=artifacts)
 
 
 def require_enough_time(least: LeastTime, seconds_left: float, *, max_seconds: float) -> str:
@@ -218,9 +223,10 @@ def require_enough_time(least: LeastTime, seconds_left: float, *, max_seconds: f
     # Loading takes its time, too.
     spent = "" if left_text == given_text else f"{left_text} of it left: "
     raise SpecError(
-        f"--max-time {given_text}: too short: {spent}the dense pipeline alone takes "
-        f"about {format_duration(least.preparation)}, and the least artifact "
-        f"{format_duration(least.artifacts)}: give at least {format_duration(least.total)}"
+        f"--max-time {given_text}: too short: {spent}measuring the dense pipeline and its cuts "
+        f"takes about {format_duration(least.preparation)}, and the least artifact "
+        f"{format_duration(least.artifacts)}: give at least {format_duration(least.total)}, "
+        "or fewer pairs (data.calibration, data.validation_pairs)"
     )
 
 
@@ -230,8 +236,19 @@ def forecast_preparation(pace: Pace) -> float:
     Blocks that the device table lacks come on top: nobody knows them before it is opened.
     """
     measuring = pace.requests * pace.dense_ms / 1e3
-    losses = LEVELS_PER_BLOCK * pace.blocks * pace.validation_pairs * pace.teacher_pair_seconds
+    evaluated_pairs = LEVELS_PER_BLOCK * pace.blocks * pace.sensitivity_pairs
+    evaluated_pairs += STATISTICS_PASSES * pace.calibration_pairs
+    losses = evaluated_pairs * pace.teacher_pair_seconds
     return forecast_export(pace, share=1.0) + measuring + losses
+
+
+def describe_lateness(seconds: float, *, seconds_left: float) -> str:
+    """Return that the least work for an artifact will end after `--max-time`, in words."""
+    left = format_duration(seconds_left) if seconds_left > 0 else "nothing"
+    return (
+        f"{left} of --max-time is left for this artifact, and the least work takes about "
+        f"{format_duration(seconds)}: it will end late"
+    )
 
 
 def describe_cuts(wanted: RoundWork, planned: RoundWork) -> tuple[str, ...]:
@@ -250,6 +267,13 @@ def describe_cuts(wanted: RoundWork, planned: RoundWork) -> tuple[str, ...]:
         if count < asked:
             cuts.append(f"{count} {one if count == 1 else several} in place of {asked}")
     return tuple(cuts)
+
+
+def describe_sensitivity_cut(wanted: int, planned: int) -> str:
+    """Return on how many pairs fewer every cut is measured, in words; empty where on none."""
+    if planned >= wanted:
+        return ""
+    return f"every cut measured on {planned} pairs in place of {wanted}"
 
 
 def describe_minutes_cut(wanted: float, planned: float) -> str:
