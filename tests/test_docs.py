@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import wave
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,20 @@ def write_photographs(folder):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
         rows.append(f"{number}.png,picture {number}")
     (folder / "captions.csv").write_text("\n".join(rows) + "\n")
+
+
+def write_recordings(folder):
+    """Write a folder of short sounds with what is said in each."""
+    (folder / "wavs").mkdir(parents=True)
+    rows = []
+    for number in range(20):
+        with wave.open(str(folder / "wavs" / f"clip_{number}.wav"), "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(16_000)
+            file.writeframes(bytes(3_200))
+        rows.append(f"clip_{number}|sentence {number}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
 
 
 def list_blocks(language):
@@ -95,9 +110,11 @@ def test_commands_run(page, text, tiny, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     for folder in ("pipelines", "search_spaces"):
         (tmp_path / folder).symlink_to(ROOT / folder)
-    # What a reader of the pages has: photographs, and a checkpoint.
+    # What a reader of the pages has: photographs, recordings, and checkpoints.
     write_photographs(tmp_path / "photos")
-    (tmp_path / "my_clip").mkdir()
+    write_recordings(tmp_path / "recordings")
+    for model in ("my_clip", "my_whisper", "my_minilm"):
+        (tmp_path / model).mkdir()
     for line in text.splitlines():
         words = shlex.split(
             line.replace("my_captions.yaml", str(tiny / "spec.yaml")), comments=True

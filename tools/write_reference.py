@@ -5,9 +5,10 @@
     python tools/write_reference.py --release  keys of the spec that are new belong to this version
 
 `docs/reference/spec.md` comes from the records of a spec, and `docs/reference/commands.md` from the
-commands. `docs/reference/kinds.md` comes from the kinds of node, `docs/reference/layouts.md` from
-the layouts of blocks, and `docs/reference/summary.md` from the record of a result. The table and
-the picture of `README.md` come from the summaries under `reports/`.
+commands. `docs/reference/kinds.md` comes from the kinds of node, and `docs/reference/data.md` from
+the kinds of data. `docs/reference/layouts.md` comes from the layouts of blocks, and
+`docs/reference/summary.md` from the record of a result. The table and the picture of `README.md`
+come from the summaries under `reports/`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ import click
 from mmcompress.cli import main as command_group
 from mmcompress.graph.ports import get_kind
 from mmcompress.models.layouts import BLOCK_LAYOUTS, CONV_LAYOUTS, CROSS_ATTENTION_NAMES
-from mmcompress.registry import NODE_KINDS
+from mmcompress.registry import DATA_KINDS, NODE_KINDS
 from mmcompress.results.records import SUMMARY_FORMAT, Summary
 from mmcompress.spec.schema import Spec
 from mmcompress.storage import describe_record
@@ -46,6 +48,9 @@ SUMMARY_PAGE = ROOT / "docs" / "reference" / "summary.md"
 
 KINDS_PAGE = ROOT / "docs" / "reference" / "kinds.md"
 """The page of all kinds of node with their ports."""
+
+DATA_PAGE = ROOT / "docs" / "reference" / "data.md"
+"""The page of all kinds of data with their options."""
 
 LAYOUTS_PAGE = ROOT / "docs" / "reference" / "layouts.md"
 """The page of all layouts that blocks are found by."""
@@ -312,6 +317,34 @@ def format_kinds_page() -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def format_data_page() -> str:
+    """Format the page of all kinds of data with their options."""
+    lines = [
+        "# Kinds of data",
+        "",
+        "`data.kind` names one, and `data.options` holds its options. "
+        "`--set data.options.KEY=VALUE` overrides an option. "
+        "[Use data of your own](../how_to/own_data.md) shows how the files of a folder look.",
+        "",
+    ]
+    for name in DATA_KINDS.list_names():
+        kind = DATA_KINDS.get(name)
+        schema = describe_record(kind)
+        lines += [f"## `{name}`", "", inspect.cleandoc(kind.__doc__ or ""), ""]
+        lines += ["| option | values | default | what it does |", "|---|---|---|---|"]
+        # What a kind fixes itself is no option.
+        options = [field.name for field in fields(kind) if field.init]
+        for option in options:
+            facts = schema["properties"][option]
+            default = f"`{json.dumps(facts['default'])}`" if "default" in facts else "must be given"
+            about = " ".join(str(facts.get("description", "")).split())
+            cells = [f"`{option}`", describe_values(facts, schema["$defs"]), default, about]
+            escaped = [cell.replace("|", "\\|") for cell in cells]
+            lines.append(f"| {' | '.join(escaped)} |")
+        lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def format_layouts_page() -> str:
     """Format the page of the layouts that blocks are found by."""
     lines = [
@@ -433,6 +466,7 @@ def main() -> None:
         SPEC_PAGE: format_spec_page(),
         COMMANDS_PAGE: format_commands_page(),
         KINDS_PAGE: format_kinds_page(),
+        DATA_PAGE: format_data_page(),
         LAYOUTS_PAGE: format_layouts_page(),
         SUMMARY_PAGE: format_summary_page(),
         README: insert_results(README.read_text(encoding="utf-8")),

@@ -58,8 +58,8 @@ class Folder:
     path: str
     """The folder."""
     file: str | None = None
-    """The list, relative to the folder. None takes the first of captions.jsonl, metadata.jsonl,
-    captions.csv and metadata.csv."""
+    """The list, relative to the folder. Without it, the first of captions.jsonl, metadata.jsonl,
+    captions.csv and metadata.csv is taken."""
     split_seed: int = 0
     """Which images without a split of their own go to which split."""
     repeats: Literal["refuse", "first"] = "refuse"

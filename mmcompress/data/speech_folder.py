@@ -35,6 +35,9 @@ VALIDATION_SHARE = 0.3
 EXPECTED_LINE = "expected name|transcript or name|transcript|normalized"
 """What an error says of a line that is neither."""
 
+LISTING_EXAMPLE = "clip_0001|What is said in it."
+"""A line of a list, for a person who has none."""
+
 MIN_CLIPS = 8
 """The fewest clips of a folder: with less, one of its three splits could hold next to nothing."""
 
@@ -61,12 +64,12 @@ class SpeechFolder:
     """Which clips go to which split."""
     columns: Literal[2, 3] | None = None
     """Columns of the list. With 2, a `|` within a transcript belongs to it. With 3, a line may lack
-    the last one. None: as many as every line has; lists whose lines differ are refused."""
+    the last one. Without it: as many as every line has; lists whose lines differ are refused."""
     repeats: Literal["refuse", "first"] = "refuse"
     """What becomes of a clip in several lines. It could land in two splits, so it is refused;
     `first` reads its first line only."""
     count: int | None = None
-    """How many clips of the list are read, from the first on; None reads all of them."""
+    """How many clips of the list are read, from the first on. Without it, all of them are."""
     old_options: ClassVar[Mapping[str, str]] = {"seed": "split_seed"}
     """Options of version 0.1 and what they are called now."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
@@ -111,6 +114,11 @@ def _read_clips(folder: SpeechFolder) -> RowsBySplit:
     if not root.is_dir():
         raise DataError(f"data folder '{root}': no such folder{suggest_folder(root)}")
     listing = root / folder.file
+    if not listing.is_file():
+        raise DataError(
+            f"data folder '{root}': no '{folder.file}' in it (data.options.file names another "
+            f"list); it lists the clips of '{SOUND_FOLDER}/', a line each: {LISTING_EXAMPLE}"
+        )
     numbered_lines = [
         (number, line)
         for number, line in enumerate(split_lines(read_text_file(listing)), 1)
