@@ -214,5 +214,5 @@ def suggest_nearest(name: str, choices: Iterable[object]) -> str:
     close_names: list[str] = []
     if len(name) <= MAX_QUOTED_LETTERS:
         close_names = difflib.get_close_matches(name, names, 1)
-    hint = f"did you mean '{close_names[0]}'? " if close_names else ""
-    return f"{hint}(known: {', '.join(names)})"
+    known = f"known: {', '.join(names)}"
+    return f"did you mean '{close_names[0]}'? ({known})" if close_names else known

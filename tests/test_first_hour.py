@@ -102,7 +102,7 @@ def test_drawn_data_give_way_to_a_folder(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--template is missing; (known: blip, clip_captioner, retrieval, speech_search)"),
+        ([], "--template is missing; known: blip, clip_captioner, retrieval, speech_search"),
         (["--template", "blib"], "did you mean 'blip'"),
         (["--template", "blip", "--source", "eye=./x"], "no node 'eye' has a source"),
         (["--template", "blip", "--source", "eyes"], "expected node=source"),
@@ -113,6 +113,25 @@ def test_what_makes_no_spec_leaves_none(call, tmp_path, arguments, message):
     done, text = call("init", *arguments)
     assert done.exit_code == 2 and message in text
     assert not list(tmp_path.glob("*.yaml"))
+
+
+def test_init_without_data_says_which_option_names_them(call, tmp_path, monkeypatch):
+    monkeypatch.delenv("CAPTIONS_DIR")
+    done, text = call("init", "--template", "blip")
+    assert done.exit_code == 2
+    assert "blip needs a folder of your data: give --data FOLDER, or set CAPTIONS_DIR" in text
+    assert not list(tmp_path.glob("*.yaml"))
+
+
+def test_comments_on_what_was_replaced_go(call, tmp_path):
+    call("init", "--template", "speech_search", "--data", "talk", "--out", "mine.yaml")
+    written = (tmp_path / "mine.yaml").read_text()
+    assert "LJSPEECH_DIR" not in written and "SPEECH_WEIGHTS=pip:" in written
+    assert load_spec(tmp_path / "mine.yaml").name == "mine"
+    sources = [f"--source={node}=./{node}" for node in ("ears", "writer", "sentence")]
+    call("init", "--template", "speech_search", "--data", "talk", "--out", "own.yaml", *sources)
+    head = (tmp_path / "own.yaml").read_text().partition("inputs:")[0]
+    assert "SPEECH_WEIGHTS" not in head and "# Speech in; what was said" in head
 
 
 def test_a_file_is_never_replaced(call, tmp_path):

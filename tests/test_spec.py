@@ -256,6 +256,20 @@ def test_targets():
             parse_target(wrong)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("300 milliseconds", "300ms"),
+        ("0.3 s", "300ms"),
+        ("2 times faster", "2x"),
+        ("3fold", "3x"),
+    ],
+)
+def test_a_target_in_words_is_refused_with_how_it_is_written(text, meant):
+    with pytest.raises(SpecError, match=rf"expected a target .*: did you mean {meant}\?"):
+        parse_target(text)
+
+
 def test_a_target_that_is_a_number_alone_is_refused_with_both_readings(tiny, tmp_path):
     path = tmp_path / "spec.yaml"
     path.write_text(

@@ -18,6 +18,7 @@ from mmcompress.registry import PIPELINE_TEMPLATES
 from mmcompress.spec.pipeline_templates import (
     PipelineTemplate,
     fill_template,
+    find_unset_data_variable,
     list_template_sources,
     locate_shipped_file,
 )
@@ -59,11 +60,19 @@ def init_command(
     if problem:
         raise SpecError(f"--template: {problem}")
     entry: PipelineTemplate = PIPELINE_TEMPLATES.get(template)
-    text = fill_template(entry, target=target, data=data, sources=source_by_node)
     spec_path = Path(path or f"{template}.yaml")
+    # A file of one's own names its runs, too.
+    name = spec_path.stem if path else None
+    text = fill_template(entry, name=name, target=target, data=data, sources=source_by_node)
+    unset = find_unset_data_variable(text)
+    if unset is not None:
+        raise SpecError(
+            f"init: {template} needs a folder of your data: give --data FOLDER, or set {unset}; "
+            "nothing was written"
+        )
     write_spec(spec_path, text)
-    name = escape(str(spec_path))
-    out.print(f"written: {name}", soft_wrap=True)
+    shown_path = escape(str(spec_path))
+    out.print(f"written: {shown_path}", soft_wrap=True)
     spec = load_spec(spec_path)
     faults = _list_missing_sources(spec, source_by_node)
     hub_nodes = _list_hub_sources(spec)
@@ -90,10 +99,10 @@ def init_command(
             f"{spec_path} is written, but can't run yet:\n{lines}\n"
             f"Mend this, then: mmcompress validate {spec_path}"
         )
-    out.print(f"next:    mmcompress validate {name}", soft_wrap=True)
-    out.print(f"then:    mmcompress run {name}", soft_wrap=True)
+    out.print(f"next:    mmcompress validate {shown_path}", soft_wrap=True)
+    out.print(f"then:    mmcompress run {shown_path}", soft_wrap=True)
     out.print(
-        f"time:    mmcompress explain {name} says how long that takes; "
+        f"time:    mmcompress explain {shown_path} says how long that takes; "
         "--effort quick is a first look, --effort best keeps most, --max-time 1h ends in time",
         soft_wrap=True,
     )

@@ -204,7 +204,7 @@ def _check_outputs(spec: Spec, unread_names: frozenset[str]) -> list[Problem]:
     problems: list[Problem] = []
     if not spec.outputs:
         values = suggest_nearest("", _list_values(spec))
-        message = f"name at least one value that the pipeline gives {values}"
+        message = f"name at least one value that the pipeline gives; {values}"
         problems.append((("outputs",), message))
     for name, reference in spec.outputs.items():
         if parse_reference(reference).node in unread_names:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sysconfig
 from collections.abc import Mapping
@@ -21,7 +22,19 @@ TARGET_LINE = re.compile(r"^target:[^#\n]*?(?=[ ]*(?:#|$))", re.M)
 DATA_SECTION = re.compile(r"^data:\n(?:[ ]+.*\n)+", re.M)
 """The whole section of the data."""
 
-DATA_PATH = re.compile(r'path: "\$\{\w+\}"')
+NAME_LINE = re.compile(r"^name:.*$", re.M)
+"""The name of a spec, which its run folders are named after."""
+
+PLAIN_NAME = re.compile(r"[A-Za-z_][\w-]*")
+"""A name that YAML reads as a text without quotes."""
+
+HEAD_COMMENT = re.compile(r"^# .*\n", re.M)
+"""A comment line of its own, at the top of a spec."""
+
+VARIABLE = re.compile(r"\b[A-Z]+_[A-Z]+\b")
+"""A variable of the environment, as a comment names it."""
+
+DATA_PATH = re.compile(r'path: "\$\{(\w+)\}"')
 """The folder of the data, where the environment names it."""
 
 
@@ -80,14 +93,17 @@ def describe_shipped_pipeline(missing: Path) -> str:
 def fill_template(
     template: PipelineTemplate,
     *,
+    name: str | None = None,
     target: str | None = None,
     data: str | None = None,
     sources: Mapping[str, str] | None = None,
 ) -> str:
-    """Return the text of a shipped pipeline with values of one's own; its comments stay.
+    """Return the text of a shipped pipeline with values of one's own; its comments on what it
+    keeps stay.
 
     Args:
         template: The pipeline.
+        name: Name of the spec; None: that of the pipeline.
         target: The target; None: that of the pipeline.
         data: Folder of the data; None: what the pipeline says.
         sources: Sources of models, by node.
@@ -96,6 +112,9 @@ def fill_template(
         SpecError: The pipeline has no such node, or it has no source.
     """
     text = locate_shipped_file("pipelines", template.file).read_text(encoding="utf-8")
+    if name is not None:
+        quoted = name if PLAIN_NAME.fullmatch(name) else json.dumps(name)
+        text = NAME_LINE.sub(_quote_for_sub(f"name: {quoted}"), text, count=1)
     if target is not None:
         text = TARGET_LINE.sub(_quote_for_sub(f"target: {target}"), text, count=1)
     if data is not None:
@@ -107,7 +126,26 @@ def fill_template(
             text = DATA_SECTION.sub(_quote_for_sub(section), text, count=1)
     for node_name, source in (sources or {}).items():
         text = _replace_source(text, node_name, source=source)
-    return text
+    return _drop_stale_comments(text)
+
+
+def _drop_stale_comments(text: str) -> str:
+    """Drop the comments on variables of the environment that a spec does not read any more."""
+
+    def keep_if_read(comment: re.Match[str]) -> str:
+        variables = VARIABLE.findall(comment.group())
+        is_stale = variables and not any(f"${{{name}" in text for name in variables)
+        return "" if is_stale else comment.group()
+
+    return HEAD_COMMENT.sub(keep_if_read, text)
+
+
+def find_unset_data_variable(text: str) -> str | None:
+    """Find the variable that names the folder of the data of a spec and that is not set."""
+    path = DATA_PATH.search(text)
+    if path is None or path.group(1) in os.environ:
+        return None
+    return path.group(1)
 
 
 def list_template_sources(template: PipelineTemplate) -> dict[str, str]:

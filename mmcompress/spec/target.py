@@ -13,6 +13,11 @@ from mmcompress.stats import Latency
 TARGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(x|ms)(\s+(p50|p95))?\s*")
 """A number, `x` or `ms`, and the statistic when it is not the median."""
 
+WORDED_TARGET = re.compile(
+    r"([0-9]*\.?[0-9]+)\s*(milliseconds?|msecs?|s|secs?|seconds?|times(?: faster)?|fold)"
+)
+"""A number and a unit that a person may write in place of `x` or `ms`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Goal:
@@ -57,6 +62,21 @@ def require_one_target(spec: Spec) -> Spec:
     return spec
 
 
+def _suggest_target(text: str) -> str:
+    """Return how a target in words is written, as the end of an error; empty where none is meant.
+
+    Args:
+        text: What stands in place of a target, such as `300 milliseconds` or `0.3 s`.
+    """
+    words = WORDED_TARGET.fullmatch(text.strip().lower())
+    if words is None:
+        return ""
+    unit = words.group(2)
+    if unit.startswith("s"):
+        return f": did you mean {1e3 * float(words.group(1)):g}ms?"
+    return f": did you mean {words.group(1)}{'ms' if unit.startswith('m') else 'x'}?"
+
+
 def parse_target(text: str, place: str = "target: ") -> Goal:
     """Read `2x`, `12ms` or `12ms p95`.
 
@@ -72,7 +92,7 @@ def parse_target(text: str, place: str = "target: ") -> Goal:
     is_speedup = match is not None and match.group(2) == "x"
     if match is None or value <= 0 or (is_speedup and value < 1):
         expected = "expected a target like 2x (at least 1x), 12ms or 12ms p95"
-        raise SpecError(f"{place}{expected}, got '{shorten(text)}'")
+        raise SpecError(f"{place}{expected}, got '{shorten(text)}'{_suggest_target(str(text))}")
     return Goal(
         kind="speedup" if is_speedup else "latency",
         value=value,
