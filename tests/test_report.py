@@ -41,7 +41,8 @@ from mmcompress.report.node_shares import list_node_shares
 from mmcompress.report.page import write_report
 from mmcompress.report.trial_rows import list_front_trials
 from mmcompress.results.claims import ClaimResult
-from mmcompress.results.records import Target
+from mmcompress.results.records import PositionCut, Target
+from mmcompress.run.warnings import _warn_of_wide_intervals
 from mmcompress.stats import Latency, Quality
 from mmcompress.storage import write_record
 from mmcompress.workspace.folder import RunFolder
@@ -275,6 +276,39 @@ def test_a_node_that_gave_up_positions_alone_says_so():
     assert list_node_shares(cut)[0].reason == "40 of 64 positions kept"
     whole = replace(cut, kept_units={"vision": {"tokens": 64}})
     assert list_node_shares(whole)[0].reason == "nothing"
+
+
+def test_a_shorter_input_is_told_where_no_units_were_removed(tmp_path, capsys):
+    """A pipeline of speech gains most by a shorter window, and no share of units shows it."""
+    from mmcompress.cli.results_table import print_summary
+
+    summary = make_summary(
+        kept_units={"vision": {"tokens": 40}},
+        blocks={"vision": (make_block("tokens", "tokens", units=64),)},
+        unimodal_ratio=0.0,
+        cross_modal_ratio=0.0,
+    )
+    assert summary.position_cuts == {"vision": PositionCut(kept=40, of=64)}
+    page = write_report(summary, tmp_path)
+    told = "The input of vision is shorter: 40 of 64 positions are kept"
+    assert told in check_page(page)
+    assert told in (tmp_path / "report.md").read_text(encoding="utf-8")
+    print_summary(summary)
+    assert "input of vision 38% shorter" in " ".join(capsys.readouterr().out.split())
+    assert make_summary().position_cuts == {}
+
+
+def test_wide_intervals_are_told_in_one_warning():
+    quality = {
+        "wer": Quality(value=0.12, low=0.08, high=0.17, n=35),
+        "agreement": Quality(value=1.0, low=0.9, high=1.0, n=35),
+    }
+    summary = make_summary()
+    wide = replace(summary, compressed=replace(summary.compressed, quality=quality))
+    [warning] = _warn_of_wide_intervals(wide)
+    assert warning.startswith(
+        "wer, agreement: 95 % intervals are 9.0 to 10.0 points wide at n = 35"
+    )
 
 
 def test_markdown_tells_what_the_page_tells(tmp_path):

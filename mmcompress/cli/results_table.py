@@ -80,6 +80,8 @@ def _describe_verdict(summary: Summary) -> str:
     cross_modal = ""
     if summary.cross_modal_ratio is not None:
         cross_modal = f", cross-modal {summary.cross_modal_ratio:.0%}"
+    for name, cut in summary.position_cuts.items():
+        cross_modal += f", input of {escape(name)} {1 - cut.kept / cut.of:.0%} shorter"
     quality = f"{summary.quality_retained:.1%} of the quality retained"
     if summary.is_dense_at_chance:
         quality += " [red](the dense pipeline only guesses on these data)[/red]"

@@ -65,10 +65,9 @@ def _describe_cuts(summary: Summary, name: str) -> str:
     dropped = [block.name for block in blocks if kept_units.get(block.name, block.units) == 0]
     if dropped:
         parts.append(f"dropped: {', '.join(dropped)}")
-    for block in blocks:
-        positions = kept_units.get(block.name, block.units)
-        if block.group == "tokens" and positions < block.units:
-            parts.append(f"{positions} of {block.units} positions kept")
+    cut = summary.position_cuts.get(name)
+    if cut:
+        parts.append(f"{cut.kept} of {cut.of} positions kept")
     removed_share = 1 - after.params / before.params if before.params else 0.0
     if removed_share >= LEAST_TOLD_SHARE:
         parts.append(f"{removed_share:.0%} of its parameters removed")

@@ -596,6 +596,16 @@ class TrainingResult:
         return text
 
 
+@dataclass(frozen=True, kw_only=True)
+class PositionCut:
+    """How much shorter the input of a node became."""
+
+    kept: int
+    """Positions that are kept."""
+    of: int
+    """Positions of the dense model."""
+
+
 SUMMARY_FORMAT = 1
 """The format of `summary.json`. It grows when a key changes its meaning, not when one is added."""
 
@@ -713,6 +723,20 @@ class Summary:
     def undetermined_nodes(self) -> tuple[str, ...]:
         """The nodes whose dense answers tell too little for quality to be determined."""
         return tuple(name for name, counts in self.dense_answers.items() if counts.is_uninformative)
+
+    @property
+    def position_cuts(self) -> dict[str, PositionCut]:
+        """The nodes whose inputs became shorter, such as a shorter window of sound.
+
+        They carry no weights, so no share of removed units shows them.
+        """
+        cuts: dict[str, PositionCut] = {}
+        for node_name, blocks in self.blocks.items():
+            for block in blocks:
+                kept = self.kept_units.get(node_name, {}).get(block.name, block.units)
+                if block.group == "tokens" and kept < block.units:
+                    cuts[node_name] = PositionCut(kept=kept, of=block.units)
+        return cuts
 
     @property
     def has_answers_worth_mention(self) -> bool:

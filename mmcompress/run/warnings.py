@@ -136,16 +136,22 @@ def _warn_of_few_steps(summary: Summary) -> list[str]:
 
 def _warn_of_wide_intervals(summary: Summary) -> list[str]:
     """Warn of metrics whose interval is too wide to tell results apart."""
-    warnings = []
+    widths: dict[str, float] = {}
     for name, quality in summary.compressed.quality.items():
         width = quality.high - quality.low
         if width > MAX_INTERVAL_WIDTH:
-            warnings.append(
-                f"{name}: the 95 % interval is {100 * width:.1f} points wide at n = {quality.n}; "
-                "differences smaller than that can't be told on this test split. A larger one "
-                "tells more"
-            )
-    return warnings
+            widths[name] = width
+    if not widths:
+        return []
+    fewest = min(summary.compressed.quality[name].n for name in widths)
+    narrowest, widest = (
+        f"{100 * width:.1f}" for width in (min(widths.values()), max(widths.values()))
+    )
+    told = widest if narrowest == widest else f"{narrowest} to {widest}"
+    return [
+        f"{', '.join(widths)}: 95 % intervals are {told} points wide at n = {fewest}; differences "
+        "smaller than that can't be told on this test split. A larger one tells more"
+    ]
 
 
 def _warn_of_unseen_loss(summary: Summary) -> list[str]:
@@ -378,8 +384,7 @@ def _warn_of_unused_target(summary: Summary) -> list[str]:
         return []
     if summary.aimed_share < MIN_USED_TARGET_SHARE:
         reason = (
-            f"it was meant to take {summary.aimed_share:.1%}, "
-            "and the search found no slower structure with a lower loss"
+            "that is less than asked, since the search found no slower structure that loses less"
         )
     else:
         reason = (
