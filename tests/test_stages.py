@@ -129,7 +129,9 @@ def test_more_trials_on_resume_search_again(run_fake):
     run_fake(FakeStages(shares=(0.97,)), overrides=few)
     more = FakeStages(shares=(0.97, 0.99), losses=(0.1, 0.05), artifacts=1)
     longer = {**few, "search.trials": 9}
-    kept = run_fake(more, overrides=longer)
+    messages = []
+    kept = run_fake(more, overrides=longer, on_progress=lambda *told: messages.append(told[1]))
+    assert any("the search goes on, and the artifact stays" in message for message in messages)
     assert more.calls == ["prepare", *ARTIFACT, "report"] and compute_share(kept) == 0.99
     again = FakeStages(shares=(0.5,))
     assert run_fake(again, overrides=longer) == kept

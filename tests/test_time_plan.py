@@ -423,7 +423,8 @@ def test_a_resumed_run_counts_its_own_time_and_keeps_its_structure(run_fake, tmp
     fitted = (tmp_path / "r" / "fitted.json").read_bytes()
     resumed = TimedStages(shares=(0.97,), pace=PACE, preparation=0.0)
     resumed.clock.seconds = 1e6
-    run_timed(run_fake, resumed, max_time="8m")
+    messages, _ = run_timed(run_fake, resumed, max_time="8m")
+    assert ("resume", "goes on with what the folder holds: a fitted structure") in messages
     assert (tmp_path / "r" / "fitted.json").read_bytes() == fitted
     assert "search" not in resumed.calls and resumed.seen["minutes"] > 2
     assert resumed.clock.seconds <= 1e6 + 480

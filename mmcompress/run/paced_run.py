@@ -20,6 +20,7 @@ from mmcompress.run.forecast import (
     RoundWork,
     forecast_round,
 )
+from mmcompress.run.known_records import describe_known_records
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Done, Retry
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.run_policy import MeasuringLimits, RunPolicy
@@ -125,6 +126,9 @@ class PacedRun:
         self.targets_left = len(folders)
         if all(folder.is_finished() for folder in folders):
             return self.stages.prepare(run)
+        known = describe_known_records(run.shared, folders)
+        if known:
+            run.on_progress("resume", f"goes on with what the folder holds: {known}", None)
         spec = run.spec
         is_new = not run.shared.profile.exists() and run.reused_folder is None
         if not any(folder.fitted.exists() for folder in folders) and (self.is_bounded or is_new):

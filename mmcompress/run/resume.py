@@ -88,6 +88,13 @@ def resume_target(run: RunContext) -> TargetState:
     fitted = read_record(FittedStructure, folder.fitted) if folder.fitted.exists() else None
     finished = best.is_finished()
     if finished and fitted and fitted.search_effort < limits.search_effort:
+        run.on_progress(
+            "search",
+            f"the finished artifact was chosen among {fitted.search_effort} trials and level "
+            f"switches, {limits.search_effort} are asked for: the search goes on, and the artifact "
+            "stays until a better one is made",
+            None,
+        )
         best.discard_short_finetunings()
         folder = begin_next(best)
         finished = False
