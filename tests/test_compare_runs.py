@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -11,11 +13,16 @@ from made_summary import make_summary
 from mmcompress.cli import main
 from mmcompress.cli.compare_runs import list_blind_spots
 from mmcompress.report.charts.run_fronts import draw_run_fronts, list_front
-from mmcompress.report.compare_runs import name_devices
 from mmcompress.results.records import SUMMARY_FORMAT, Bound, is_at_chance
-from mmcompress.results.run_differences import AllowedDifferences, RunDifference
-from mmcompress.stats import Quality
+from mmcompress.results.run_differences import (
+    AllowedDifferences,
+    RunDifference,
+    name_devices,
+)
+from mmcompress.stats import PerSampleScores, Quality, SplitScores, estimate_quality
 from mmcompress.storage import write_record
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def change(summary, *, speedup=None, drop=0.0, error=None, **fields):
@@ -251,3 +258,55 @@ def test_a_summary_of_a_later_format_is_refused(call, tmp_path):
 def test_figures_of_guessing_are_known(metric, value, low, count, guesses):
     quality = Quality(value=value, low=low, high=1.0, n=count)
     assert is_at_chance(metric, quality) is guesses
+
+
+def test_the_table_is_given_as_json(call):
+    slower = change(REFERENCE, speedup=REFERENCE.speedup / 1.1, drop=0.02)
+    done, _ = call({"old": REFERENCE, "new": slower}, "--max-latency", "3%", "--json")
+    assert done.exit_code == 3
+    facts = json.loads(done.stdout)
+    assert facts["passed"] is False and facts["warnings"] == []
+    old, new = facts["runs"].values()
+    assert old["met"] and old["speedup"] == REFERENCE.speedup and "problems" not in old
+    assert new["latency_difference"] == pytest.approx(0.1) and not new["is_paired"]
+    assert max(figure["drop"] for figure in new["drops"].values()) == pytest.approx(0.02)
+    assert len(new["problems"]) == 1
+    page = (ROOT / "docs" / "reference" / "json_output.md").read_text(encoding="utf-8")
+    for key in (*facts, *old, *new, "drop", "margin"):
+        assert f"`{key}`" in page, key
+
+
+def write_scores(folder, dense, compressed):
+    """Write which of some inputs both sides of a run got right."""
+    scores = SplitScores(
+        baseline={"r1": PerSampleScores(numerators=dense)},
+        compressed={"r1": PerSampleScores(numerators=compressed)},
+    )
+    folder.mkdir(exist_ok=True)
+    write_record(folder / "outcomes.json", scores)
+
+
+def test_margins_are_paired_where_the_inputs_are_the_same(call, tmp_path):
+    """Two runs that lose the same inputs differ by less than their own intervals say."""
+    dense = tuple(float(i % 10 != 0) for i in range(400))
+    lost = tuple(float(i % 4 != 0) for i in range(400))
+    two_more = tuple(right if i not in (1, 2) else 0.0 for i, right in enumerate(lost))
+    runs = {}
+    for name, right in (("old", lost), ("new", two_more)):
+        write_scores(tmp_path / name, dense, right)
+        quality = {"r1": estimate_quality(PerSampleScores(numerators=right))}
+        compressed = replace(REFERENCE.compressed, quality=quality)
+        baseline = replace(REFERENCE.baseline, quality=quality)
+        runs[name] = replace(REFERENCE, compressed=compressed, baseline=baseline)
+    facts = json.loads(call(runs, "--json")[0].stdout)["runs"]
+    new = facts[str(tmp_path / "new")]
+    assert new["is_paired"]
+    figure = new["drops"]["r1"]
+    assert figure["drop"] == pytest.approx(0.005)
+    # Two inputs of 400 differ: 1.96 * sqrt(2) / 400.
+    assert figure["margin"] == pytest.approx(0.0069, rel=0.1)
+    # Over other inputs the intervals of both count: about 6 points.
+    write_scores(tmp_path / "new", lost, two_more)
+    facts = json.loads(call(runs, "--json")[0].stdout)["runs"]
+    new = facts[str(tmp_path / "new")]
+    assert not new["is_paired"] and new["drops"]["r1"]["margin"] > 0.05

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.markup import escape
@@ -20,14 +22,19 @@ from mmcompress.results.records import Summary
 from mmcompress.results.run_differences import (
     AllowedDifferences,
     RunDifference,
+    are_same_inputs,
     check_comparable,
     find_difference,
     list_unlike_settings,
+    name_devices,
 )
+from mmcompress.stats import SplitScores
+from mmcompress.storage import read_record
+from mmcompress.workspace.folder import RunFolder
 from mmcompress.workspace.load_summary import load_summary
 
 PAGES = "mmcompress.report.compare_runs"
-"""Draws the pages; it takes Altair."""
+"""Writes the pages; they take Jinja and Altair."""
 
 PERCENT = re.compile(r"\+?(\d+(?:\.\d+)?)\s*%")
 """A share as a person writes it: `+3%`, `0.5%`."""
@@ -61,12 +68,14 @@ def parse_percent(text: str | None, *, option: str) -> float | None:
     type=LocalPath(),
     help="File that the Markdown table is appended to, as CI shows it.",
 )
+@click.option("--json", "as_json", is_flag=True, help="The table as JSON.")
 def compare_runs_command(
     folders: tuple[str, ...],
     max_latency: str | None,
     max_drop: str | None,
     folder: str | None,
     summary: str | None,
+    as_json: bool,
 ) -> None:
     """Put finished runs side by side; the first one is what the others are compared with.
 
@@ -90,17 +99,23 @@ def compare_runs_command(
     differences: dict[str, RunDifference] = {}
     for name, run in runs.items():
         if name != folders[0]:
-            differences[name] = find_difference(run, reference, allowed=allowed)
-    print_runs(runs, differences)
+            scores = load_paired_scores(name, folders[0])
+            differences[name] = find_difference(run, reference, allowed=allowed, scores=scores)
     warnings = list_blind_spots(runs, differences, allowed=allowed)
     for name in differences:
         for unlike in list_unlike_settings(runs[name], reference):
             warnings.append(f"{name}: {unlike}: that may be what makes it differ")
-    for warning in warnings:
-        out.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
+    if as_json:
+        click.echo(json.dumps(list_facts(runs, differences, warnings=warnings), indent=1))
+    else:
+        print_runs(runs, differences)
+        for warning in warnings:
+            out.print(f"[yellow]warning:[/yellow] {escape(warning)}", soft_wrap=True)
     if folder is not None:
         write_pages = resolve_entry(f"{PAGES}:write_run_comparison")
-        print_path("page", write_pages(runs, differences, folder=Path(folder)))
+        page = write_pages(runs, differences, folder=Path(folder))
+        if not as_json:
+            print_path("page", page)
     problems = [
         f"{name}: {'; '.join(difference.problems)}"
         for name, difference in differences.items()
@@ -112,6 +127,58 @@ def compare_runs_command(
         _append_text(Path(summary), verdict + text)
     if problems:
         raise RegressionFound("\n".join(problems))
+
+
+def load_paired_scores(run: str, reference: str) -> tuple[SplitScores, SplitScores] | None:
+    """Load the scores of two runs, input by input; None where they are not of the same inputs.
+
+    Args:
+        run: The folder of a run.
+        reference: The folder of the run that it is compared with.
+    """
+    records = [RunFolder(path=Path(name)).outcomes for name in (run, reference)]
+    if not all(record.exists() for record in records):
+        return None
+    try:
+        own, others = (read_record(SplitScores, record) for record in records)
+    except DataError:
+        # They only make margins narrower.
+        return None
+    return (own, others) if are_same_inputs(own, others) else None
+
+
+def list_facts(
+    runs: Mapping[str, Summary],
+    differences: Mapping[str, RunDifference],
+    *,
+    warnings: Sequence[str],
+) -> dict[str, Any]:
+    """List what the table shows, for a program."""
+    facts: dict[str, Any] = {}
+    for name, run in runs.items():
+        facts[name] = {
+            "target": run.target.text,
+            "met": run.target.met,
+            "speedup": run.speedup,
+            "quality_retained": run.determined_quality,
+            "latency_ms": run.compressed.latency_ms.p50,
+            "device": run.device,
+        }
+        difference = differences.get(name)
+        if difference is None:
+            continue
+        drops: dict[str, Any] = {}
+        for metric, drop in difference.drops.items():
+            drops[metric] = {"drop": drop, "margin": difference.drop_margins[metric]}
+        facts[name] |= {
+            "latency_difference": difference.latency,
+            "latency_margin": difference.latency_margin,
+            "drops": drops,
+            "is_paired": difference.is_paired,
+            "problems": list(difference.problems),
+        }
+    is_passed = not any(difference.problems for difference in differences.values())
+    return {"passed": is_passed, "runs": facts, "warnings": list(warnings)}
 
 
 def describe_verdict(allowed: AllowedDifferences, problems: Sequence[str]) -> str:
@@ -165,7 +232,7 @@ def _may_be_chance(limit: float | None, difference: float, *, margin: float) -> 
 
 def print_runs(runs: dict[str, Summary], differences: dict[str, RunDifference]) -> None:
     """Print the runs side by side, with their differences from the first one."""
-    devices = resolve_entry(f"{PAGES}:name_devices")(runs)
+    devices = name_devices(runs)
     first = next(iter(runs.values()))
     # A name that is cut off tells nobody which run it is.
     table = Table(

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmcompress.report.charts.run_fronts import draw_run_fronts
+from mmcompress.registry import resolve_entry
 from mmcompress.report.fill_templates import fill_template, write_pages
 from mmcompress.results.records import Summary
-from mmcompress.results.run_differences import RunDifference
+from mmcompress.results.run_differences import RunDifference, name_devices
+
+DRAW_CHART = "mmcompress.report.charts.run_fronts:draw_run_fronts"
+"""Draws the chart of the page; it takes Altair, which the table does without."""
 
 PAGE_NAME = "compare_runs.html"
 """Name of the page."""
@@ -30,7 +33,8 @@ def write_run_comparison(
     Raises:
         DataError: The folder can't be written.
     """
-    return write_pages(folder / PAGE_NAME, **_list_values(runs, differences))
+    chart = resolve_entry(DRAW_CHART)(runs)
+    return write_pages(folder / PAGE_NAME, **_list_values(runs, differences), chart=chart)
 
 
 def format_run_comparison(
@@ -52,19 +56,4 @@ def _list_values(
         "reference_name": reference_name,
         "first": runs[reference_name],
         "devices": name_devices(runs),
-        "chart": draw_run_fronts(runs),
     }
-
-
-def name_devices(runs: Mapping[str, Summary]) -> dict[str, str]:
-    """Name every device that runs were measured on, by its fingerprint.
-
-    Milliseconds of two devices never stand in one column.
-    """
-    names: dict[str, str] = {}
-    for summary in runs.values():
-        if summary.device not in names:
-            name = str(summary.cpu.get("name", "?"))
-            is_taken = name in names.values()
-            names[summary.device] = f"{name} ({len(names) + 1})" if is_taken else name
-    return names

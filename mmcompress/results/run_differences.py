@@ -8,6 +8,11 @@ from dataclasses import dataclass
 
 from mmcompress.errors import DataError
 from mmcompress.results.records import Summary
+from mmcompress.stats import SplitScores, estimate_paired_difference
+
+MIN_EQUAL_SCORES = 0.9
+"""Share of the inputs that the dense pipeline scores alike in two runs over the same inputs: on
+another processor, rounding changes a few answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,8 @@ class RunDifference:
     """Share of the test inputs by which each metric is lower; negative: higher."""
     drop_margins: dict[str, float]
     """Share of the test inputs that each of `drops` may be off by, 95 %."""
+    is_paired: bool = False
+    """Whether these margins are of differences input by input."""
     problems: tuple[str, ...]
     """What is not allowed, in words."""
 
@@ -110,8 +117,34 @@ def _select_data(run: Summary) -> dict[str, object]:
     return {"kind": data.get("kind"), "options": options, "labels": data.get("labels")}
 
 
+def are_same_inputs(one: SplitScores, other: SplitScores) -> bool:
+    """Return whether two runs were judged on the same inputs, in the same order.
+
+    The dense pipeline then has the same score for nearly every one of them.
+
+    Args:
+        one: Scores of a run, input by input.
+        other: Scores of another run.
+    """
+    if set(one.baseline) != set(other.baseline):
+        return False
+    for name, scores in one.baseline.items():
+        others = other.baseline[name]
+        count = len(scores.numerators)
+        if count != len(others.numerators) or scores.denominators != others.denominators:
+            return False
+        pairs = zip(scores.numerators, others.numerators, strict=True)
+        if sum(first == second for first, second in pairs) < MIN_EQUAL_SCORES * count:
+            return False
+    return True
+
+
 def find_difference(
-    run: Summary, reference: Summary, *, allowed: AllowedDifferences
+    run: Summary,
+    reference: Summary,
+    *,
+    allowed: AllowedDifferences,
+    scores: tuple[SplitScores, SplitScores] | None = None,
 ) -> RunDifference:
     """Find how a run differs from the reference.
 
@@ -122,6 +155,8 @@ def find_difference(
         run: The run.
         reference: The run that it is compared with.
         allowed: By how much it may be behind.
+        scores: Scores of the run and of the reference over the same inputs. The margins of quality
+            are then paired, and so far narrower. None: the inputs are others, or not known.
     """
     latency = reference.speedup / run.speedup - 1
     latency_margin = math.hypot(run.latency_margin, reference.latency_margin)
@@ -138,6 +173,8 @@ def find_difference(
         before = reference.compressed.quality[name]
         drops[name] = before.share_right - quality.share_right
         drop_margins[name] = math.hypot(quality.margin, before.margin)
+        if scores is not None:
+            drop_margins[name] = _estimate_paired_margin(*scores, metric=name)
         if allowed.drop is not None and drops[name] > allowed.drop:
             problems.append(
                 f"{name} is {100 * drops[name]:.1f} points lower; at most "
@@ -149,8 +186,31 @@ def find_difference(
         latency_margin=latency_margin,
         drops=drops,
         drop_margins=drop_margins,
+        is_paired=scores is not None,
         problems=tuple(problems),
     )
+
+
+def _estimate_paired_margin(run: SplitScores, reference: SplitScores, *, metric: str) -> float:
+    """Estimate what the difference of a metric may be off by, input by input."""
+    _, margin = estimate_paired_difference(
+        [{metric: reference.compressed[metric]}], [{metric: run.compressed[metric]}]
+    )
+    return margin
+
+
+def name_devices(runs: Mapping[str, Summary]) -> dict[str, str]:
+    """Name every device that runs were measured on, by its fingerprint.
+
+    Milliseconds of two devices never stand in one column.
+    """
+    names: dict[str, str] = {}
+    for summary in runs.values():
+        if summary.device not in names:
+            name = str(summary.cpu.get("name", "?"))
+            is_taken = name in names.values()
+            names[summary.device] = f"{name} ({len(names) + 1})" if is_taken else name
+    return names
 
 
 def _describe_chance(excess: float, margin: float, *, unit: str) -> str:
