@@ -180,13 +180,15 @@ def test_the_table_of_models_says_what_the_command_lists():
 
 def test_the_keys_of_every_event_are_documented(capsys, tmp_path):
     from mmcompress.cli.console import Progress
-    from mmcompress.cli.run import _write_result_event
+    from mmcompress.cli.results_table import write_result_event
+    from mmcompress.cli.watch import WatchedState, write_state_event
 
     page = (ROOT / "docs/reference/events.md").read_text(encoding="utf-8")
-    _write_result_event(make_summary(), RunFolder(path=tmp_path))
+    write_result_event(make_summary(), RunFolder(path=tmp_path))
+    write_state_event(WatchedState(name="running", message="the run goes on"))
     with Progress("json") as on_progress:
         on_progress("search", "trial 1", 0.1)
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {event["event"] for event in events} == {"result", "progress"}
+    assert {event["event"] for event in events} == {"result", "progress", "state"}
     for event in events:
         assert set(event) - {"event"} == list_documented_keys(page, event["event"])

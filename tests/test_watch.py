@@ -22,6 +22,12 @@ def watch(folder, *options):
     return done.exit_code, " ".join(done.output.split())
 
 
+def watch_events(folder):
+    done = CliRunner().invoke(main, ["watch", str(folder), "--json"])
+    assert done.exit_code == 0
+    return [json.loads(line) for line in done.output.splitlines()]
+
+
 @pytest.fixture()
 def folder(tmp_path):
     """A folder in which a run has told of three things."""
@@ -65,15 +71,18 @@ def test_a_run_that_goes_on_is_told(folder):
         code, text = watch(folder.path, "--once")
         owner.stdin.write("\n")
         owner.stdin.flush()
-    assert code == 0 and "trial 1" in text and "the run goes on" in text
+    # Where it is, not where it was.
+    assert code == 0 and "a message of its own" in text and "trial 1" not in text
+    assert "the run goes on" in text
     assert not is_held(folder)
 
 
 def test_a_run_that_was_cut_off_names_the_way_on(folder):
     code, text = watch(folder.path)
     assert code == 0 and "the run was cut off; the same command with --resume goes on" in text
-    code, text = watch(folder.path, "--json")
-    assert "cut off" not in text and text.count('"event": "progress"') == 2
+    events = watch_events(folder.path)
+    assert [event["event"] for event in events] == ["progress", "progress", "state"]
+    assert events[-1]["state"] == "cut off" and "--resume goes on" in events[-1]["message"]
 
 
 def test_a_finished_run_is_told_with_its_verdict(run_folder, tmp_path):
@@ -81,6 +90,10 @@ def test_a_finished_run_is_told_with_its_verdict(run_folder, tmp_path):
     code, text = watch(copy)
     assert code == 0 and "the run is finished:" in text and "is met" in text
     assert "evaluate" in text
+    result, state = watch_events(copy)[-2:]
+    assert result["event"] == "result" and result["met"] is True
+    assert result["bundle"] == str(copy / "bundle")
+    assert state["event"] == "state" and state["state"] == "finished"
 
 
 def test_an_artifact_behind_which_another_one_is_made_is_not_the_end_of_a_run(run_folder, tmp_path):

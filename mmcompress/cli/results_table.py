@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.markup import escape
 from rich.table import Table
 
-from mmcompress.cli.console import out
+from mmcompress.cli.console import out, write_event
 from mmcompress.report.formats import format_quality
 from mmcompress.results.records import Summary
 from mmcompress.storage import read_plain
@@ -49,6 +49,21 @@ def print_summary(summary: Summary) -> None:
     out.print(_describe_verdict(summary))
     for warning in summary.warnings:
         out.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+
+
+def write_result_event(summary: Summary, folder: RunFolder) -> None:
+    """Write what came of one target as an event."""
+    write_event(
+        "result",
+        target=summary.target.text,
+        met=summary.target.met,
+        speedup=summary.speedup,
+        latency_ms=getattr(summary.compressed.latency_ms, summary.target.statistic),
+        quality_retained=summary.determined_quality,
+        warnings=list(summary.warnings),
+        report=str(folder.report),
+        bundle=str(folder.bundle),
+    )
 
 
 def _list_retained_rows(summary: Summary) -> list[tuple[str, str, str]]:

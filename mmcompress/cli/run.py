@@ -26,7 +26,7 @@ from mmcompress.cli.options import (
     max_time_option,
     resume_option,
 )
-from mmcompress.cli.results_table import print_path, print_summary
+from mmcompress.cli.results_table import print_path, print_summary, write_result_event
 from mmcompress.errors import (
     DataError,
     LimitUndetermined,
@@ -110,7 +110,7 @@ def run_command(
             # The only target that was asked for; slower ones lie in it.
             target_folder = run_folder
         if as_json:
-            _write_result_event(summary, target_folder)
+            write_result_event(summary, target_folder)
         else:
             print_summary(summary)
             out.print()
@@ -144,21 +144,6 @@ def _track_result(tracker: Tracker, summary: Summary, *, folder: RunFolder, as_j
         write_event("tracked", target=summary.target.text, address=address)
     else:
         out.print(f"tracked: {escape(address)}")
-
-
-def _write_result_event(summary: Summary, folder: RunFolder) -> None:
-    """Write what came of one target as an event."""
-    write_event(
-        "result",
-        target=summary.target.text,
-        met=summary.target.met,
-        speedup=summary.speedup,
-        latency_ms=getattr(summary.compressed.latency_ms, summary.target.statistic),
-        quality_retained=summary.determined_quality,
-        warnings=list(summary.warnings),
-        report=str(folder.report),
-        bundle=str(folder.bundle),
-    )
 
 
 def _require_determined_limits(summaries: Sequence[Summary]) -> None:
