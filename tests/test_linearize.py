@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -27,6 +28,7 @@ from mmcompress.search.linearize import (
 from mmcompress.search.linearize import (
     linearize_successively as linearize_with,
 )
+from mmcompress.search.run_search import _plan_effort
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
 from mmcompress.search.worker import EstimateContext, estimate_candidate
 from mmcompress.storage import read_record, to_plain, write_record
@@ -434,3 +436,30 @@ def test_loss_increases_add_up_by_weight():
     assert table.add_losses(candidate, cut_weights=weights) == 3.0 * 4.0 + 1.5 + 0.25
     context = EstimateContext(table=table, base_loss=1.0)
     assert estimate_candidate(context, to_plain(candidate))["loss"] == 1.0 + 5.75
+
+
+@pytest.mark.parametrize(
+    ("losses", "trials", "made"),
+    [
+        ((0.5, 0.1), 40, (10, 9)),
+        ((0.1,), 12, (8, 9)),
+        ((0.1,), 4, (4, 9)),
+        ((0.12,), 40, (40, 36)),
+        ((), 40, (40, 36)),
+    ],
+)
+def test_a_search_is_short_where_a_split_does_no_harm(
+    tiny, machine, tmp_path, losses, trials, made
+):
+    """At mild targets nothing better can be found, and trials cost minutes."""
+    messages = []
+    options = {**machine, "on_progress": lambda *told: messages.append(told[1])}
+    overrides = {"search.trials": trials, "search.level_switches": 36}
+    run = workflow.open_run(tiny / "spec.yaml", tmp_path / "r", overrides=overrides, **options)
+    factors = InteractionFactors(losses=losses, dense_loss=0.1)
+    write_record(run.folder.interaction_factors, factors)
+    evaluator = SimpleNamespace(workers=1)
+    effort = _plan_effort(run, evaluator, attempt=0)
+    assert (effort.trials, effort.level_switches) == made
+    told = [message for message in messages if "loses nothing" in message]
+    assert len(told) == (made != (trials, 36))

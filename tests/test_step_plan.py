@@ -23,7 +23,16 @@ from mmcompress.spec.schema import Distill
 
 @pytest.mark.parametrize(
     ("loss_ratio", "steps"),
-    [(1.0, 250), (1.1, 500), (1.49, 500), (1.5, 1000), (7.9, 1000), (8.0, 3000), (math.inf, 3000)],
+    [
+        (1.0, 100),
+        (1.02, 250),
+        (1.1, 500),
+        (1.49, 500),
+        (1.5, 1000),
+        (7.9, 1000),
+        (8.0, 3000),
+        (math.inf, 3000),
+    ],
 )
 def test_auto_goes_by_the_loss_before_training(loss_ratio, steps):
     if math.isinf(loss_ratio):

@@ -25,7 +25,7 @@ CHECK_SHARE = 0.1
 """Share of the planned steps after which the plan is laid once more. The learning rate has hardly
 begun to fall there."""
 
-AUTO_STEPS_BY_LOSS_RATIO = ((1.1, 250), (1.5, 500), (8.0, 1000), (math.inf, 3000))
+AUTO_STEPS_BY_LOSS_RATIO = ((1.02, 100), (1.1, 250), (1.5, 500), (8.0, 1000), (math.inf, 3000))
 """(loss before training / dense loss below which it holds, steps) of `distill.steps: auto`: what
 lost little has little to learn again. (clip_captioner at 2x, from .083: .0805 after 224 steps,
 .0807 after 260.)"""

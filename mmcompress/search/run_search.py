@@ -13,6 +13,7 @@ from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Trial
 from mmcompress.search.build_problem import build_problem, find_fastest
 from mmcompress.search.evaluator import TrialEvaluator
+from mmcompress.search.linearize import load_interaction_factors
 from mmcompress.search.ordered_study import run_ordered_study
 from mmcompress.search.problem import (
     BUDGET_SHARE,
@@ -62,6 +63,20 @@ MAX_REFITTED_TRIALS = 6
 
 MAX_RESTART_POINTS = 2
 """Of these, the trials whose points the sampler is given, to be scaled to the new budget."""
+
+
+HARMLESS_RATIO = 1.01
+"""Loss of the best split / dense loss, up to which the cut did no harm that can be measured."""
+
+
+HARMLESS_EFFORT = 0.25
+"""Share of the trials and level switches that are made where a split does no harm: the others could
+find nothing better. (clip_captioner at 2x, dense loss .083: a split has .082, the best of 52 trials
+after it .082.)"""
+
+
+MIN_HARMLESS_EFFORT = 8
+"""Trials, and level switches, that are made in any case, unless the spec asks for fewer."""
 
 
 PLAIN_RATIO = 0.5
@@ -170,7 +185,7 @@ def run_search(
         All trials of the study that the problem allows.
     """
     problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
-    effort = _plan_effort(run.spec, evaluator, attempt=attempt)
+    effort = _plan_effort(run, evaluator, attempt=attempt)
     with run.time_stage("search"):
         study = _open_study(run, evaluator, attempt=attempt)
         candidates = list(known_candidates)
@@ -247,7 +262,7 @@ def run_unguided_search(
         All trials of the study that the problem allows.
     """
     problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
-    planned_effort = _plan_effort(run.spec, evaluator, attempt=attempt)
+    planned_effort = _plan_effort(run, evaluator, attempt=attempt)
     grown_trials = (1 + attempt) * (run.spec.search.finalists + len(run.blocks))
     restart_seeds = MAX_REFITTED_TRIALS + MAX_KNOWN_CANDIDATES
     seed_trials = MAX_KNOWN_CANDIDATES + restart_seeds * attempt
@@ -288,18 +303,41 @@ def _read_known_trials(study: Any, evaluator: TrialEvaluator) -> list[Trial]:
     return read_finished_trials(study)
 
 
-def _plan_effort(spec: Spec, evaluator: TrialEvaluator, *, attempt: int) -> SearchEffort:
+def _plan_effort(run: RunContext, evaluator: TrialEvaluator, *, attempt: int) -> SearchEffort:
     """Plan how much is searched. Every attempt adds a few trials, at most as many as asked for."""
+    spec = run.spec
+    trials = spec.search.trials
+    level_switches = spec.search.level_switches
+    if _has_harmless_split(run):
+        trials = _cut_effort(trials)
+        level_switches = _cut_effort(level_switches)
+        is_cut = trials < spec.search.trials or level_switches < spec.search.level_switches
+        if is_cut and not attempt:
+            run.on_progress(
+                "search",
+                "a split of the budget loses nothing that the validation pairs show: "
+                f"{trials} trials and {level_switches} level switches are enough",
+                None,
+            )
     return SearchEffort(
-        trials=spec.search.trials + min(EXTRA_TRIALS, spec.search.trials) * attempt,
-        level_switches=(
-            spec.search.level_switches + min(EXTRA_TRIALS, spec.search.level_switches) * attempt
-        ),
+        trials=trials + min(EXTRA_TRIALS, trials) * attempt,
+        level_switches=level_switches + min(EXTRA_TRIALS, level_switches) * attempt,
         max_results=spec.search.max_trials,
         workers=evaluator.workers,
         retries=spec.search.retries,
         batch=spec.search.batch,
     )
+
+
+def _has_harmless_split(run: RunContext) -> bool:
+    """Return whether a split of the budget loses nothing that the validation pairs show."""
+    factors = load_interaction_factors(run.folder)
+    return bool(factors.losses) and min(factors.losses) <= HARMLESS_RATIO * factors.dense_loss
+
+
+def _cut_effort(count: int) -> int:
+    """Return how many of some trials or exchanges are made where there is nothing left to gain."""
+    return min(count, max(round(HARMLESS_EFFORT * count), MIN_HARMLESS_EFFORT))
 
 
 def _run_study(

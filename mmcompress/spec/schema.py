@@ -235,7 +235,8 @@ class Distill:
 
     steps: Literal["auto"] | Annotated[int, Field(ge=0, le=1_000_000)] = "auto"
     """Training steps. 0: no training. `auto`: by the loss before training over that of the dense
-    pipeline. Under 1.1 they are 250, under 1.5 they are 500, under 8 they are 1,000, else 3,000."""
+    pipeline. Under 1.02 they are 100, under 1.1 they are 250, under 1.5 they are 500, under 8 they
+    are 1,000, else 3,000."""
     auto_steps_factor: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Factor on the steps that `auto` chooses."""
     minutes: Annotated[float, Field(ge=0, le=100_000)] = 4.0
