@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 import signal
@@ -28,7 +29,7 @@ from mmcompress.cli.watched_process import (
     run_watched,
     tell_watcher,
 )
-from mmcompress.errors import MmcompressError, find_disk_error
+from mmcompress.errors import MmcompressError, find_disk_error, shorten
 from mmcompress.registry import name_missing_packages, resolve_entry
 
 TERMINATED_EXIT_CODE = 143
@@ -108,6 +109,21 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = resolve_entry(row.target)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that a command line names; the nearest one is told where there is none.
+
+        Raises:
+            UsageError: There is no such command.
+        """
+        name = args[0]
+        if not name.startswith("-") and name not in self.commands_by_name:
+            nearest = difflib.get_close_matches(name, self.commands_by_name, 1)
+            hint = f"did you mean '{nearest[0]}'?" if nearest else "mmcompress --help lists them"
+            raise click.UsageError(f"no command is named '{shorten(name)}'; {hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         """Complete the names of commands from the rows; no command is imported."""

@@ -94,7 +94,7 @@ class Dataset(Protocol):
         ...
 
 
-def count_available(data: Dataset, split: str, wanted: int) -> int:
+def count_available(data: Dataset, split: str, *, wanted: int) -> int:
     """Return how many pairs of a split there are, at most as many as are wanted.
 
     Args:

@@ -35,7 +35,7 @@ VALIDATION_SHARE = 0.3
 EXPECTED_LINE = "expected name|transcript or name|transcript|normalized"
 """What an error says of a line that is neither."""
 
-LISTING_EXAMPLE = "clip_0001|What is said in it."
+CLIP_LINE_EXAMPLE = "clip_0001|What is said in it."
 """A line of a list, for a person who has none."""
 
 MIN_CLIPS = 8
@@ -117,7 +117,7 @@ def _read_clips(folder: SpeechFolder) -> RowsBySplit:
     if not listing.is_file():
         raise DataError(
             f"data folder '{root}': no '{folder.file}' in it (data.options.file names another "
-            f"list); it lists the clips of '{SOUND_FOLDER}/', a line each: {LISTING_EXAMPLE}"
+            f"list); it lists the clips of '{SOUND_FOLDER}/', a line each: {CLIP_LINE_EXAMPLE}"
         )
     numbered_lines = [
         (number, line)

@@ -109,9 +109,11 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
         dense_ms = prepared.dense.latency_ms.p50
     data = spec.data
     # A folder may hold fewer pairs than the spec would use.
-    validation_pairs = count_available(run.data, "val", data.validation_pairs)
-    final_pairs = count_available(run.data, "val", data.validation_pairs * data.final_pairs_factor)
-    calibration_pairs = count_available(run.data, "train", data.calibration)
+    validation_pairs = count_available(run.data, "val", wanted=data.validation_pairs)
+    final_pairs = count_available(
+        run.data, "val", wanted=data.validation_pairs * data.final_pairs_factor
+    )
+    calibration_pairs = count_available(run.data, "train", wanted=data.calibration)
     is_sensitivity_measured = spec.prune.sensitivity == "measured"
     megabytes = sum(count_params(model) for model in run.models.values()) * FP32_BYTES / 1e6
     judged_pairs = sum(_count_pairs(run, split) for split in ("test", *data.report))
@@ -139,7 +141,7 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
         ),
         steps=_find_most_steps(spec.distill),
         new_pairs_share=_find_new_pairs_share(run),
-        batch=count_available(run.data, "train", spec.distill.batch),
+        batch=count_available(run.data, "train", wanted=spec.distill.batch),
         validations=spec.distill.validations,
         judged_pairs=judged_pairs,
         further_splits=len(data.report),
@@ -182,7 +184,7 @@ def _find_new_pairs_share(run: RunContext) -> float:
     if _load_pairs(run, "train", count=1).names:
         # Files come again in every pass, and what the dense pipeline makes of them is kept.
         asked_pairs = steps * settings.batch
-        return count_available(run.data, "train", asked_pairs) / asked_pairs
+        return count_available(run.data, "train", wanted=asked_pairs) / asked_pairs
     if not settings.store_gb:
         return 1.0
     return min(count_distinct_draws(steps, settings.max_passes) / steps, 1.0)

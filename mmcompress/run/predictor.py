@@ -92,10 +92,11 @@ def _measure_node_ratios(
     Returns:
         Latency of each node / latency of the same node of the dense pipeline, by pipeline and node.
     """
-    run.on_progress("device table", "the whole pipeline in other precisions", 0.0)
     write_reference_bundles(run, plan, folder=run.shared.quantized)
     if not plan.reference_names:
         return {}
+    names = ", ".join(plan.reference_names)
+    run.on_progress("device table", f"timing the whole pipeline as {names}", 0.0)
     samples = bench_beside_dense(
         run,
         list_reference_bundles(run.shared.path, plan.reference_names),
@@ -116,7 +117,12 @@ def write_reference_bundles(run: RunContext, plan: MeasurementPlan, *, folder: P
         folder: Where the bundles go, one folder each.
     """
     other_precisions = [precision for precision in plan.every_precision if precision != "fp32"]
+
+    def tell(pipeline: str) -> None:
+        run.on_progress("device table", f"writing {pipeline}, to be timed", 0.0)
+
     for precision in other_precisions:
+        tell(f"the whole pipeline in {precision}")
         quantize_bundle(
             run.shared.baseline,
             run.models,
@@ -124,6 +130,7 @@ def write_reference_bundles(run: RunContext, plan: MeasurementPlan, *, folder: P
             folder=folder / precision,
         )
     for name, kept in plan.small_structures.items():
+        tell(f"a smaller pipeline ({name})")
         models = {
             node_name: copy_resized(model, kept[node_name])
             for node_name, model in run.models.items()

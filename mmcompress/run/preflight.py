@@ -130,13 +130,15 @@ def estimate_needs(run: RunContext) -> Needs:
         activations_mb = 0.0
         # Those on a GPU take memory of its own.
         if run.pipeline.device == CPU:
-            batch_pairs = count_available(run.data, "train", run.spec.distill.batch)
+            batch_pairs = count_available(run.data, "train", wanted=run.spec.distill.batch)
             activations_mb = batch_pairs * measure_activations_mb(run, first_pair)
         models_mb = max(models_mb, TRAINED_COPIES * params_mb + activations_mb)
     pair_mb = sum(tensor.nbytes for tensor in first_pair.inputs.values()) / BYTES_PER_MB
     data = run.spec.data
-    pairs = count_available(run.data, "train", data.calibration)
-    pairs += count_available(run.data, "val", data.validation_pairs * data.final_pairs_factor)
+    pairs = count_available(run.data, "train", wanted=data.calibration)
+    pairs += count_available(
+        run.data, "val", wanted=data.validation_pairs * data.final_pairs_factor
+    )
     memory_mb = RUNTIME_MB + models_mb + PAIR_COPIES * pairs * pair_mb
     if run.spec.search.executor != "inline":
         # Every worker imports the same packages and holds the dense models and a candidate.

@@ -91,8 +91,8 @@ def resume_target(run: RunContext) -> TargetState:
         run.on_progress(
             "search",
             f"the finished artifact was chosen among {fitted.search_effort} trials and level "
-            f"switches, {limits.search_effort} are asked for: the search goes on, and the artifact "
-            "stays until a better one is made",
+            f"switches, and {limits.search_effort} are asked for. So the search goes on, and the "
+            "artifact stays until a better one is made",
             None,
         )
         best.discard_short_finetunings()

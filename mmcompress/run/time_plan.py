@@ -225,8 +225,8 @@ def require_enough_time(least: LeastTime, seconds_left: float, *, max_seconds: f
     raise SpecError(
         f"--max-time {given_text}: too short: {spent}measuring the dense pipeline and its cuts "
         f"takes about {format_duration(least.preparation)}, and the least artifact "
-        f"{format_duration(least.artifacts)}: give at least {format_duration(least.total)}, "
-        "or fewer pairs (data.calibration, data.validation_pairs)"
+        f"{format_duration(least.artifacts)}: give at least {format_duration(least.total)}. "
+        "Fewer pairs take less (data.calibration, data.validation_pairs)"
     )
 
 

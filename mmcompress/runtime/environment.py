@@ -86,8 +86,9 @@ def check_packages() -> Finding:
         return Finding(name="packages", state="good", detail="all optional packages are installed")
     parts: list[str] = []
     for extra, distributions in missing.items():
-        names = ", ".join(sorted(set(distributions)))
-        parts.append(f"{names} are missing: pip install 'mmcompress[{extra}]'")
+        names = sorted(set(distributions))
+        verb = "is" if len(names) == 1 else "are"
+        parts.append(f"{', '.join(names)} {verb} missing: pip install 'mmcompress[{extra}]'")
     is_bad = "compress" in missing
     if is_bad:
         parts.append("bundles run without them; nothing can be compressed")
