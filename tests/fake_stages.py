@@ -42,6 +42,7 @@ QUICK_PACE = Pace(
     cut_seconds=0.0,
     draw_pair_seconds=0.0,
     teacher_pair_seconds=0.0,
+    cut_pair_seconds=0.0,
     student_pair_seconds=0.0,
     dense_ms=1.2,
     megabytes=0.0,

@@ -44,6 +44,7 @@ PACE = replace(
     cut_seconds=0.2,
     draw_pair_seconds=0.001,
     teacher_pair_seconds=0.004,
+    cut_pair_seconds=0.004,
     student_pair_seconds=0.012,
     dense_ms=10.0,
     megabytes=50.0,
@@ -303,7 +304,7 @@ def test_a_run_ends_in_time_and_says_what_was_cut(run_fake, tmp_path, max_time, 
 
 def test_cuts_are_measured_on_fewer_pairs_where_time_is_short(run_fake):
     """Else the sensitivity of a slow pipeline takes all of the time."""
-    pace = replace(PACE, blocks=40, sensitivity_pairs=100, teacher_pair_seconds=0.02)
+    pace = replace(PACE, blocks=40, sensitivity_pairs=100, cut_pair_seconds=0.02)
     stages = TimedStages(shares=(0.97,), pace=pace)
     messages, summary = run_timed(run_fake, stages, max_time="10m")
     # 4 cuts of 40 blocks take 3.2 s a pair; 30 % of 600 s, with a reserve of 15 %.
@@ -317,7 +318,7 @@ def test_cuts_are_measured_on_fewer_pairs_where_time_is_short(run_fake):
 
 @pytest.mark.parametrize(("seconds", "pairs"), [(1e4, 50), (600, 48), (60, 8), (0, 8), (1e9, 50)])
 def test_pairs_of_the_sensitivity_follow_the_time(seconds, pairs):
-    pace = replace(PACE, blocks=40, sensitivity_pairs=50, teacher_pair_seconds=0.02)
+    pace = replace(PACE, blocks=40, sensitivity_pairs=50, cut_pair_seconds=0.02)
     assert plan_sensitivity_pairs(pace, seconds=seconds) == pairs
 
 
@@ -482,6 +483,7 @@ def test_the_pace_is_measured_and_leaves_the_run_as_it_was(tiny, run_folder, mac
     prepared = prepare_run(run)
     pace = measure_pace(run, prepared)
     assert pace.trial_pair_seconds > 0 and pace.student_pair_seconds > 0 and pace.cut_seconds > 0
+    assert pace.cut_pair_seconds > 0
     assert pace.dense_ms == prepared.dense.latency_ms.p50
     assert (pace.steps, pace.batch, pace.judged_pairs, pace.nodes) == (4, 4, 24, 3)
     rough = measure_pace(run, None)

@@ -166,14 +166,14 @@ def _read_pairs(folder: Folder) -> RowsBySplit:
 def _find_listing(root: Path, file_name: str | None) -> Path:
     """Return the file that lists the images of a folder, or raise `DataError`."""
     if not root.is_dir():
-        raise DataError(f"data folder '{root}': no such folder{suggest_folder(root)}")
+        raise DataError(f"data.options.path: '{root}': no such folder{suggest_folder(root)}")
     names = (file_name,) if file_name else LISTING_NAMES
     for name in names:
         if (root / name).is_file():
             return root / name
     raise DataError(
-        f"data folder '{root}': none of {', '.join(names)} is in it; such a file lists the images, "
-        f"a line each: {LISTING_EXAMPLE}"
+        f"data.options.path: '{root}': none of {', '.join(names)} is in it; such a file lists the "
+        f"images, a line each: {LISTING_EXAMPLE}"
     )
 
 

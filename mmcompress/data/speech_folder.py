@@ -112,12 +112,12 @@ def _read_clips(folder: SpeechFolder) -> RowsBySplit:
     """Read the list and deal its clips to the splits, or raise `DataError` with all problems."""
     root = Path(folder.path)
     if not root.is_dir():
-        raise DataError(f"data folder '{root}': no such folder{suggest_folder(root)}")
+        raise DataError(f"data.options.path: '{root}': no such folder{suggest_folder(root)}")
     listing = root / folder.file
     if not listing.is_file():
         raise DataError(
-            f"data folder '{root}': no '{folder.file}' in it (data.options.file names another "
-            f"list); it lists the clips of '{SOUND_FOLDER}/', a line each: {CLIP_LINE_EXAMPLE}"
+            f"data.options.path: '{root}': no '{folder.file}' in it (data.options.file names "
+            f"another list); it lists the clips of '{SOUND_FOLDER}/', a line each: {CLIP_LINE_EXAMPLE}"
         )
     numbered_lines = [
         (number, line)

@@ -20,6 +20,7 @@ Inputs, and where they come from:
     trial_pair: the dense pipeline on validation pairs, on the threads of a trial
     cut: one structure cut and refitted for a trial
     draw_pair, teacher_pair, student_pair: one training step of the dense pipeline
+    cut_pair: the dense pipeline on training pairs, downstream of a cut
     dense request: the profile
     megabytes, nodes, blocks: the dense models
     pairs, steps, lanes, parts: the spec
@@ -86,6 +87,9 @@ class Pace:
     """Seconds to draw a training pair and make tensors of it."""
     teacher_pair_seconds: float
     """Seconds of the dense pipeline for a training pair, on all threads."""
+    cut_pair_seconds: float
+    """Seconds of the dense pipeline for a training pair behind a cut, mean over the cuts: what lies
+    upstream of a cut is not run again."""
     student_pair_seconds: float
     """Seconds of a training pair forward and backward, of a student of the dense size."""
     dense_ms: float

@@ -122,6 +122,7 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
         cut_seconds=cut_seconds,
         draw_pair_seconds=draw_seconds / step_pairs,
         teacher_pair_seconds=teacher_seconds / step_pairs,
+        cut_pair_seconds=_time_behind_cuts(run, pairs=step_pairs) / step_pairs,
         student_pair_seconds=student_seconds / step_pairs,
         dense_ms=dense_ms,
         megabytes=megabytes,
@@ -257,6 +258,25 @@ def _time_step(run: RunContext, *, pairs: int) -> tuple[float, float, float]:
     training.advance_(optimizer, batch[slice(0, 2)], rate=0.0)
     step_seconds = time_least(run.clock, lambda: training.advance_(optimizer, batch, rate=0.0))
     return draw_seconds, teacher_seconds, max(step_seconds - teacher_seconds, 0.0)
+
+
+@torch.inference_mode()
+def _time_behind_cuts(run: RunContext, *, pairs: int) -> float:
+    """Return the seconds of what is run again for a cut, mean over the blocks of all models."""
+    batch = _draw(run, pairs)
+    outputs = run.pipeline.forward_in_pieces(run.models, batch)
+    seconds = 0.0
+    blocks = 0
+    for node_name, node_blocks in run.blocks.items():
+        if not node_blocks:
+            continue
+        downstream = run.pipeline.list_downstream(node_name)
+        known = {name: values for name, values in outputs.items() if name not in downstream}
+        start = run.clock.read_seconds()
+        run.pipeline.forward_in_pieces(run.models, batch, known_outputs=known)
+        seconds += len(node_blocks) * (run.clock.read_seconds() - start)
+        blocks += len(node_blocks)
+    return seconds / max(blocks, 1)
 
 
 def _draw(run: RunContext, pairs: int) -> Batch:

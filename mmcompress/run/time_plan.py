@@ -145,7 +145,7 @@ def plan_parts(pace: Pace, wanted: RoundWork, *, share: float, seconds: float) -
 
 def plan_sensitivity_pairs(pace: Pace, *, seconds: float) -> int:
     """Return the pairs that every cut is measured on in a run that has some seconds in all."""
-    pair_seconds = LEVELS_PER_BLOCK * pace.blocks * pace.teacher_pair_seconds
+    pair_seconds = LEVELS_PER_BLOCK * pace.blocks * pace.cut_pair_seconds
     if pair_seconds <= 0:
         return pace.sensitivity_pairs
     affordable = int(SENSITIVITY_SHARE * seconds / PLAN_RESERVE / pair_seconds)
@@ -236,10 +236,9 @@ def forecast_preparation(pace: Pace) -> float:
     Blocks that the device table lacks come on top: nobody knows them before it is opened.
     """
     measuring = pace.requests * pace.dense_ms / 1e3
-    evaluated_pairs = LEVELS_PER_BLOCK * pace.blocks * pace.sensitivity_pairs
-    evaluated_pairs += STATISTICS_PASSES * pace.calibration_pairs
-    losses = evaluated_pairs * pace.teacher_pair_seconds
-    return forecast_export(pace, share=1.0) + measuring + losses
+    cuts = LEVELS_PER_BLOCK * pace.blocks * pace.sensitivity_pairs * pace.cut_pair_seconds
+    statistics = STATISTICS_PASSES * pace.calibration_pairs * pace.teacher_pair_seconds
+    return forecast_export(pace, share=1.0) + measuring + cuts + statistics
 
 
 def describe_lateness(seconds: float, *, seconds_left: float) -> str:
