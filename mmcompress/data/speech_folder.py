@@ -117,7 +117,8 @@ def _read_clips(folder: SpeechFolder) -> RowsBySplit:
     if not listing.is_file():
         raise DataError(
             f"data.options.path: '{root}': no '{folder.file}' in it (data.options.file names "
-            f"another list); it lists the clips of '{SOUND_FOLDER}/', a line each: {CLIP_LINE_EXAMPLE}"
+            f"another list); it lists the clips of '{SOUND_FOLDER}/', a line each: "
+            f"{CLIP_LINE_EXAMPLE}"
         )
     numbered_lines = [
         (number, line)
