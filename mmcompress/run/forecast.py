@@ -88,8 +88,8 @@ class Pace:
     teacher_pair_seconds: float
     """Seconds of the dense pipeline for a training pair, on all threads."""
     cut_pair_seconds: float
-    """Seconds of the dense pipeline for a training pair behind a cut, mean over the cuts: what lies
-    upstream of a cut is not run again."""
+    """Seconds of the dense pipeline for a training pair behind a cut, mean over the cuts. What lies
+    upstream is not run again."""
     student_pair_seconds: float
     """Seconds of a training pair forward and backward, of a student of the dense size."""
     dense_ms: float
