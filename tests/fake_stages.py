@@ -109,7 +109,9 @@ class FakeStages:
             report_front=self.report_front,
         )
 
-    def measure_pace(self, run: RunContext, prepared: PreparedRun | None) -> Pace:
+    def measure_pace(
+        self, run: RunContext, prepared: PreparedRun | None, *, known: Pace | None = None
+    ) -> Pace:
         """Return the pace of a machine on which every stage takes no time, or the given one."""
         return self.pace
 

@@ -488,6 +488,11 @@ def test_the_pace_is_measured_and_leaves_the_run_as_it_was(tiny, run_folder, mac
     assert (pace.steps, pace.batch, pace.judged_pairs, pace.nodes) == (4, 4, 24, 3)
     rough = measure_pace(run, None)
     assert rough.cut_seconds == 0 and rough.dense_ms > 0
+    # What was measured before the profile is not measured again after it.
+    completed = measure_pace(run, prepared, known=rough)
+    assert completed.cut_seconds > 0 and completed.dense_ms == pace.dense_ms
+    assert completed.references == pace.references
+    assert completed.teacher_pair_seconds == rough.teacher_pair_seconds
     for name, model in run.models.items():
         for tensor, kept in zip(model.state_dict().values(), weights[name], strict=True):
             assert (tensor == kept).all()

@@ -69,17 +69,44 @@ UNKNOWN_PAIRS = 500
 """Pairs of a split whose number its data does not tell."""
 
 
-def measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
+def measure_pace(
+    run: RunContext, prepared: PreparedRun | None, *, known: Pace | None = None
+) -> Pace:
     """Measure what a forecast needs, in a few seconds.
 
     Args:
         run: The run; its data need not be labelled.
         prepared: What the targets share; None before it is made. Then a request is taken to last
             as long as the models need for one pair, and the cutting is left out.
+        known: The pace that was measured before `prepared` was made. Only what was left out then is
+            measured now.
     """
-    run.on_progress("forecast", "measuring an evaluation and a training step", None)
     with run.time_stage("forecast"):
+        if known is not None and prepared is not None:
+            return _complete_pace(run, prepared, known=known)
+        run.on_progress("forecast", "measuring an evaluation and a training step", None)
         return _measure_pace(run, prepared)
+
+
+def _complete_pace(run: RunContext, prepared: PreparedRun, *, known: Pace) -> Pace:
+    """Add the cutting and the measured request to a pace."""
+    dense_ms = prepared.dense.latency_ms.p50
+    return replace(
+        known,
+        cut_seconds=_time_cut(run, prepared),
+        dense_ms=dense_ms,
+        references=_count_references(run, dense_ms=dense_ms),
+    )
+
+
+def _time_cut(run: RunContext, prepared: PreparedRun | None) -> float:
+    """Return the seconds in which a trial cuts a structure; 0 where that is not known."""
+    # Where losses are estimated, no trial cuts anything.
+    if prepared is None or run.spec.search.evaluator != "measured":
+        return 0.0
+    is_inline = run.spec.search.executor == "inline"
+    with _use_threads(run.spec.measure.threads if is_inline else 1):
+        return time_least(run.clock, lambda: _cut_models(run, prepared))
 
 
 def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
@@ -99,10 +126,6 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
             cpu_seconds=time.thread_time() - cpu_start,
             wall_seconds=run.clock.read_seconds() - wall_start,
         )
-        cut_seconds = 0.0
-        # Where losses are estimated, no trial cuts anything.
-        if prepared is not None and search.evaluator == "measured":
-            cut_seconds = time_least(run.clock, lambda: _cut_models(run, prepared))
     draw_seconds, teacher_seconds, student_seconds = _time_step(run, pairs=step_pairs)
     dense_ms = 1e3 * first_seconds / 2
     if prepared is not None:
@@ -119,7 +142,7 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
     judged_pairs = sum(_count_pairs(run, split) for split in ("test", *data.report))
     return Pace(
         trial_pair_seconds=trial_seconds / trial_pairs,
-        cut_seconds=cut_seconds,
+        cut_seconds=_time_cut(run, prepared),
         draw_pair_seconds=draw_seconds / step_pairs,
         teacher_pair_seconds=teacher_seconds / step_pairs,
         cut_pair_seconds=_time_behind_cuts(run, pairs=step_pairs) / step_pairs,

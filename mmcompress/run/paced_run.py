@@ -131,6 +131,7 @@ class PacedRun:
             run.on_progress("resume", f"goes on with what the folder holds: {known}", None)
         spec = run.spec
         is_new = not run.shared.profile.exists() and run.reused_folder is None
+        pace: Pace | None = None
         if not any(folder.fitted.exists() for folder in folders) and (self.is_bounded or is_new):
             pace = self.stages.measure_pace(run, None)
             if is_new:
@@ -142,7 +143,9 @@ class PacedRun:
         prepared = self.stages.prepare(run)
         # What comes after it goes by the spec as it was written.
         prepared = replace(prepared, run=replace(prepared.run, spec=spec))
-        self.pace = self.stages.measure_pace(prepared.run, prepared)
+        # A plan needs the pace of now: another program may have ended meanwhile.
+        known_pace = None if self.is_bounded else pace
+        self.pace = self.stages.measure_pace(prepared.run, prepared, known=known_pace)
         self._tell_forecast(prepared.run)
         return prepared
 

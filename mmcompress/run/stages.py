@@ -103,6 +103,16 @@ class EvaluateStage(Protocol):
         ...
 
 
+class PaceStage(Protocol):
+    """Measures the pace of this machine."""
+
+    def __call__(
+        self, run: RunContext, prepared: PreparedRun | None, *, known: Pace | None = None
+    ) -> Pace:
+        """Return the pace; what is known of it is not measured again."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunStages:
     """The functions of the stages. The order of the stages is tested with others than these."""
@@ -117,7 +127,7 @@ class RunStages:
     """Measures it."""
     report: Callable[[Summary, Path], Path] = write_report
     """Writes the pages of the best artifact."""
-    measure_pace: Callable[[RunContext, PreparedRun | None], Pace] = measure_pace
+    measure_pace: PaceStage = measure_pace
     """Measures what a forecast of their time needs."""
     report_front: Callable[[Mapping[str, Summary], RunFolder], object] = write_front
     """Writes the page of several targets."""
